@@ -1,0 +1,1 @@
+"""Keys, sealed values and files, password hashes and bearer tokens; nothing here reads settings."""

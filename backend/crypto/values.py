@@ -1,0 +1,173 @@
+"""
+Sealed values: AES-256-GCM tokens that open only where they belong.
+
+Layout, in bytes: version (1) | key id (4) | nonce (12) | ciphertext | tag (16), so 33 bytes more
+than the plaintext. As text: `enc1.` and unpadded base64url, so that rows per key can be counted
+in SQL by prefix.
+
+Source: NIST SP 800-38D, 8.2.2 and 8.3 (at most 2**32 random nonces per key).
+"""
+
+import binascii
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from backend.errors import (
+    MalformedTokenError,
+    NotEncryptedError,
+    TamperedError,
+    UnknownKeyError,
+)
+
+TEXT_PREFIX: Final = "enc1."
+VERSION: Final = b"\x01"
+OVERHEAD_BYTES: Final = 33
+_HEADER_BYTES: Final = 5
+_NONCE_END: Final = 17
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
+# The standard alphabet's own characters become invalid: a token has one spelling.
+_FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
+# A last character whose unused bits are not zero would be a second spelling too.
+_CANONICAL_TAIL: Final = {
+    0: frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
+    2: frozenset(b"AQgw"),
+    3: frozenset(b"AEIMQUYcgkosw048"),
+}
+
+
+def _pack(*parts: bytes) -> bytes:
+    """Join *parts* with their lengths, so that no two lists of parts give the same bytes."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """
+    Where a value belongs: a purpose and its names.
+
+    *key_names* choose the key; all names are bound as associated data.
+    """
+
+    purpose: str
+    names: tuple[str, ...] = ()
+    key_per_name: bool = True
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        return (self.purpose, *self.names) if self.key_per_name else (self.purpose,)
+
+    @property
+    def associated_data(self) -> bytes:
+        return _pack(*(name.encode() for name in (self.purpose, *self.names)))
+
+
+def column_scope(table: str, column: str) -> Scope:
+    """Scope of one encrypted column: its own key, so the 2**32 limit counts per column."""
+    return Scope("column", (table, column))
+
+
+def value_scope(context: str) -> Scope:
+    """Scope of a single value: one key for all, *context* bound as associated data."""
+    return Scope("value", (context,), key_per_name=False)
+
+
+class Cipher:
+    """Seals with the primary key of one scope and opens with whichever key a token names."""
+
+    __slots__ = ("_aad", "_header", "_openers", "_sealer")
+
+    def __init__(self, scope: Scope, keys: Mapping[bytes, bytes], primary: bytes) -> None:
+        bound = scope.associated_data
+        self._openers = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        self._aad = {key_id: VERSION + key_id + bound for key_id in keys}
+        self._header = VERSION + primary
+        self._sealer = self._openers[primary]
+
+    def seal(self, plaintext: bytes, row: bytes = b"") -> bytes:
+        """
+        Encrypt *plaintext* so that it opens only in this scope and for the same *row*.
+
+        Args:
+            plaintext: At most 2**31 - 1 bytes; files go through `backend.crypto.files`.
+            row: Primary key bound as associated data; empty where it is not known yet.
+
+        Returns:
+            `OVERHEAD_BYTES` more than *plaintext*.
+        """
+        nonce = os.urandom(12)
+        aad = self._aad[self._header[1:]]
+        return (
+            self._header
+            + nonce
+            + self._sealer.encrypt(nonce, plaintext, aad + _pack(row) if row else aad)
+        )
+
+    def open(self, token: bytes, row: bytes = b"") -> bytes:
+        """
+        Decrypt *token*. Only the key that it names is tried.
+
+        Raises:
+            MalformedTokenError: Too short, or of another version.
+            UnknownKeyError: Its key is not configured.
+            TamperedError: It was changed, or belongs to another scope or row.
+        """
+        if len(token) < OVERHEAD_BYTES or token[:1] != VERSION:
+            raise MalformedTokenError("this is no whole encrypted value of version 1")
+        key_id = token[1:_HEADER_BYTES]
+        opener = self._openers.get(key_id)
+        if opener is None:
+            raise UnknownKeyError(f"sealed with key {key_id.hex()}, which is not configured")
+        aad = self._aad[key_id]
+        try:
+            return opener.decrypt(
+                token[_HEADER_BYTES:_NONCE_END],
+                token[_NONCE_END:],
+                aad + _pack(row) if row else aad,
+            )
+        except InvalidTag:
+            raise TamperedError("an encrypted value was changed or moved") from None
+
+    def seal_text(self, plaintext: bytes, row: bytes = b"") -> str:
+        """Seal and spell as `enc1.` text."""
+        return encode_token(self.seal(plaintext, row))
+
+    def open_text(self, token: str, row: bytes = b"") -> bytes:
+        """
+        Open an `enc1.` text.
+
+        Raises:
+            NotEncryptedError: It does not begin with `enc1.`.
+            CryptoError: As `open`.
+        """
+        return self.open(decode_token(token), row)
+
+
+def encode_token(token: bytes) -> str:
+    """Spell *token* as `enc1.` and unpadded base64url."""
+    body = binascii.b2a_base64(token, newline=False).translate(_TO_URL)
+    return TEXT_PREFIX + body.rstrip(b"=").decode("ascii")
+
+
+def decode_token(text: str) -> bytes:
+    """
+    Read an `enc1.` text in its one canonical spelling.
+
+    Raises:
+        NotEncryptedError: No `enc1.` at its beginning.
+        MalformedTokenError: Not canonical base64url behind it.
+    """
+    if not text.startswith(TEXT_PREFIX):
+        raise NotEncryptedError("plain text stands where an encrypted value belongs")
+    try:
+        body = text[len(TEXT_PREFIX) :].encode("ascii")
+        if not body or body[-1] not in _CANONICAL_TAIL[len(body) % 4]:
+            raise MalformedTokenError("an encrypted value was cut or changed")
+        padding = b"=" * (-len(body) % 4)
+        return binascii.a2b_base64(body.translate(_FROM_URL) + padding, strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError, KeyError):
+        raise MalformedTokenError("an encrypted value was cut or changed") from None

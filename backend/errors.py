@@ -1,0 +1,136 @@
+"""One tree of errors: each class carries the HTTP status and the stable code it answers with."""
+
+from typing import Any, ClassVar
+
+
+class HoldfastError(Exception):
+    """
+    Anything Holdfast refuses or fails to do.
+
+    The message is shown to callers as it is: it carries ids only, never personal data, keys or
+    tokens. *extra* becomes further members of the problem document (RFC 9457, 3.2).
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Something went wrong"
+
+    def __init__(self, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class ConfigurationError(HoldfastError):
+    """A setting, key or file on this machine keeps the service from starting; exit code 2."""
+
+    code, title = "configuration_error", "The configuration is not usable"
+
+
+class RefusedError(HoldfastError):
+    """The request is understood and not acceptable."""
+
+    status, code, title = 422, "refused", "The request was refused"
+
+
+class NotFoundError(HoldfastError):
+    """What the request names does not exist."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class SubjectNotFoundError(NotFoundError):
+    """No person has this id."""
+
+    code = "subject_not_found"
+
+
+class SubjectErasedError(HoldfastError):
+    """The person was erased: only an anonymous row is left."""
+
+    status, code, title = 410, "subject_erased", "This person was erased"
+
+
+class ConflictError(HoldfastError):
+    """The request does not fit what is stored now."""
+
+    status, code, title = 409, "conflict", "The request conflicts with the present state"
+
+
+class StalePlanError(ConflictError):
+    """The plan changed since the dry run whose digest was given."""
+
+    code = "stale_plan"
+
+
+class LegalHoldError(ConflictError):
+    """A legal hold stands in the way."""
+
+    code = "legal_hold"
+
+
+class UnauthenticatedError(HoldfastError):
+    """No valid token: one answer for every reason, so that it tells an attacker nothing."""
+
+    status, code, title = 401, "unauthenticated", "Sign in first"
+
+
+class ForbiddenError(HoldfastError):
+    """Signed in, and not allowed to do this."""
+
+    status, code, title = 403, "forbidden", "Not allowed"
+
+
+class UnavailableError(HoldfastError):
+    """A part this depends on does not answer now; trying again later may work."""
+
+    status, code, title = 503, "unavailable", "Not available now"
+    retry_after_seconds: ClassVar[int] = 5
+
+
+class CryptoError(HoldfastError):
+    """A stored value or file could not be opened."""
+
+    code, title = "crypto_error", "A stored value could not be opened"
+
+
+class KeyFormatError(ConfigurationError):
+    """A key is not 32 bytes in a form that we accept; the message gives its length only."""
+
+    code = "key_format"
+
+
+class UnknownKeyError(CryptoError):
+    """The value was sealed with a key that is not configured."""
+
+    code = "unknown_key"
+
+
+class TamperedError(CryptoError):
+    """The value was changed, or belongs to another place."""
+
+    code = "tampered"
+
+
+class MalformedTokenError(CryptoError):
+    """This is no whole token: cut, of another version or wrongly encoded."""
+
+    code = "malformed_token"
+
+
+class NotEncryptedError(CryptoError):
+    """Plain text stands where an encrypted value belongs."""
+
+    code = "not_encrypted"
+
+
+class BackupDamagedError(HoldfastError):
+    """A backup is not what its manifest says."""
+
+    status, code, title = 422, "backup_damaged", "The backup is damaged"
+
+
+class SchemaMismatchError(HoldfastError):
+    """The database or the backup belongs to another version of the schema."""
+
+    status, code, title = 409, "schema_mismatch", "The schema does not fit this version"

@@ -1,0 +1,52 @@
+"""The tables, and the data map that their declarations give."""
+
+from backend.models.base import Base
+from backend.models.consent import DataConsent
+from backend.models.hotel import Booking, Feedback, Invoice, InvoiceLine, Payment
+from backend.models.people import Role, User
+from backend.models.records import (
+    AuditEvent,
+    BackupRecord,
+    BackupStatus,
+    DataRetentionLog,
+    EncryptionKey,
+    HoldScope,
+    JobRun,
+    JobStatus,
+    LedgerEntry,
+    LedgerKind,
+    LedgerState,
+    LegalHold,
+    RetentionPolicy,
+    RevokedToken,
+)
+from backend.privacy.data_map import DataMap
+
+DATA_MAP = DataMap.of(Base.metadata)
+
+__all__ = [
+    "DATA_MAP",
+    "AuditEvent",
+    "BackupRecord",
+    "BackupStatus",
+    "Base",
+    "Booking",
+    "DataConsent",
+    "DataRetentionLog",
+    "EncryptionKey",
+    "Feedback",
+    "HoldScope",
+    "Invoice",
+    "InvoiceLine",
+    "JobRun",
+    "JobStatus",
+    "LedgerEntry",
+    "LedgerKind",
+    "LedgerState",
+    "LegalHold",
+    "Payment",
+    "RetentionPolicy",
+    "RevokedToken",
+    "Role",
+    "User",
+]

@@ -1,0 +1,1 @@
+"""The data map and what is derived from it: export, import, erasure, and which rows are due."""

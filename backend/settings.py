@@ -1,0 +1,171 @@
+"""Every setting, with its unit and default; read once from the environment and `.env`."""
+
+import re
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Self
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import ConfigurationError
+
+
+class AppEnv(StrEnum):
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class RetentionAction(StrEnum):
+    DELETE = "delete"
+    ANONYMIZE = "anonymize"
+
+
+# A century: a longer period is a typing error.
+MAX_RETENTION_DAYS = 36_500
+MIN_JWT_SECRET_CHARS = 32
+_PLACEHOLDER = re.compile(
+    r"change.?me|replace|placeholder|your.?(secret|key)|^secret", re.IGNORECASE
+)
+
+
+class Settings(BaseSettings):
+    """
+    The configuration of one process. Secrets do not print.
+
+    Build it through `get_settings`, which turns a bad value into a `ConfigurationError` that
+    names the variable and never shows its value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=False
+    )
+
+    app_env: AppEnv = AppEnv.DEVELOPMENT
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    ssl_cert_path: Path | None = None
+    ssl_key_path: Path | None = None
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+
+    data_dir: Path = Path("data")
+    database_url: SecretStr | None = None
+    backup_url: str | None = None
+    backup_max_age_days: int = Field(default=90, gt=0, le=MAX_RETENTION_DAYS)
+
+    encryption_key: SecretStr | None = None
+    encryption_keys_previous: SecretStr | None = None
+
+    jwt_secret_key: SecretStr | None = None
+    access_token_minutes: int = Field(default=30, gt=0, le=24 * 60)
+    admin_email: str = Field(default="admin@example.com", min_length=3, max_length=254)
+
+    timezone: str = "UTC"
+    retention_time: str = Field(default="02:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    scheduler_enabled: bool = True
+
+    retention_booking_days: int = Field(default=2555, gt=0, le=MAX_RETENTION_DAYS)
+    retention_booking_action: RetentionAction = RetentionAction.ANONYMIZE
+    retention_payment_days: int = Field(default=2555, gt=0, le=MAX_RETENTION_DAYS)
+    retention_payment_action: RetentionAction = RetentionAction.ANONYMIZE
+    retention_invoice_days: int = Field(default=2555, gt=0, le=MAX_RETENTION_DAYS)
+    retention_invoice_action: RetentionAction = RetentionAction.ANONYMIZE
+    retention_feedback_days: int = Field(default=365, gt=0, le=MAX_RETENTION_DAYS)
+    retention_feedback_action: RetentionAction = RetentionAction.DELETE
+    retention_user_days: int = Field(default=3650, gt=0, le=MAX_RETENTION_DAYS)
+    retention_user_action: RetentionAction = RetentionAction.ANONYMIZE
+
+    consent_purposes: str = "marketing,analytics,profiling,third_party_sharing"
+    controller_name: str = "the operator of this service"
+    controller_contact: str = "the address on its website"
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, name: str) -> str:
+        if name not in available_timezones():
+            raise ValueError("not a time zone of the IANA database")
+        return name
+
+    @field_validator("jwt_secret_key")
+    @classmethod
+    def _strong_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        value = secret.get_secret_value()
+        # RFC 7518, 3.2: an HS256 key has at least the size of the hash output.
+        if len(value) < MIN_JWT_SECRET_CHARS or len(set(value)) < 8 or _PLACEHOLDER.search(value):  # noqa: PLR2004 - distinct characters
+            raise ValueError(
+                f"needs at least {MIN_JWT_SECRET_CHARS} random characters and no placeholder "
+                f"(it has {len(value)})"
+            )
+        return secret
+
+    @field_validator("consent_purposes")
+    @classmethod
+    def _purposes_are_names(cls, text: str) -> str:
+        names = [name.strip() for name in text.split(",")]
+        if not all(re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) for name in names):
+            raise ValueError("a comma-separated list of lower-case names")
+        return ",".join(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.ssl_cert_path is None) != (self.ssl_key_path is None):
+            raise ValueError("SSL_CERT_PATH and SSL_KEY_PATH go together: set both or neither")
+        return self
+
+    @cached_property
+    def purposes(self) -> tuple[str, ...]:
+        return tuple(self.consent_purposes.split(","))
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        """The database; by default a SQLite file in `DATA_DIR`."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir.absolute() / 'holdfast.db'}"
+        return self.database_url.get_secret_value()
+
+    @cached_property
+    def backup_location(self) -> str:
+        return self.backup_url or str(self.data_dir.absolute() / "backups")
+
+    @property
+    def is_production(self) -> bool:
+        return self.app_env is AppEnv.PRODUCTION
+
+    def retention_default(self, data_type: str) -> tuple[int, RetentionAction]:
+        """Period in days and action that the environment sets for *data_type*."""
+        days: int = getattr(self, f"retention_{data_type}_days")
+        action: RetentionAction = getattr(self, f"retention_{data_type}_action")
+        return days, action
+
+
+def load_settings(**overrides: object) -> Settings:
+    """
+    Read the environment.
+
+    Raises:
+        ConfigurationError: Names each bad variable and the rule it breaks, never its value.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type] # pydantic checks them.
+    except ValidationError as err:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']).upper() or 'settings'}: "
+            f"{e['msg'].removeprefix('Value error, ')}"
+            for e in err.errors(include_url=False, include_input=False, include_context=False)
+        )
+        raise ConfigurationError(problems) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process."""
+    return load_settings()
