@@ -5,12 +5,11 @@ The database: one engine a process, and the only place that commits.
 before the answer is sent, so a commit that fails cannot be answered with success.
 """
 
-import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +17,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, UnavailableError
 from backend.settings import get_settings
 
-log = logging.getLogger(__name__)
 # How long a writer waits for another before it gives up.
 BUSY_TIMEOUT_SECONDS: Final = 10
 _READ_ONLY: Final = "holdfast_read_only"
@@ -105,6 +103,49 @@ def dispose_engine() -> None:
             _engines.popitem()[1].dispose()
 
 
+class _WriteGate:
+    """Lets writers through, until one caller needs the database still."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._writers = 0
+        self._closed = False
+
+    def enter(self) -> None:
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("a restore is being put in place; try again in a moment")
+            self._writers += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._writers -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def closed(self, timeout_seconds: float) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("another restore is being put in place")
+            self._closed = True
+            drained = self._changed.wait_for(lambda: self._writers == 0, timeout_seconds)
+        try:
+            if not drained:
+                raise UnavailableError("writers did not finish in time; nothing was changed")
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+
+
+_gate = _WriteGate()
+
+
+def writes_paused(timeout_seconds: float = 30) -> AbstractContextManager[None]:
+    """Wait for this process's writers to finish and answer new ones with 503 meanwhile."""
+    return _gate.closed(timeout_seconds)
+
+
 @contextmanager
 def session_scope(engine: Engine | None = None, *, read_only: bool = False) -> Iterator[Session]:
     """
@@ -114,15 +155,30 @@ def session_scope(engine: Engine | None = None, *, read_only: bool = False) -> I
         engine: Another database than the process's own (a restore builds one beside it).
         read_only: Nothing is committed, and on SQLite no other writer waits.
     """
-    engine = engine or get_engine()
     if read_only:
-        engine = engine.execution_options(**{_READ_ONLY: True})
-    with Session(engine, expire_on_commit=False) as session:
-        yield session
-        if read_only:
-            session.rollback()
-        else:
+        reader = (engine or get_engine()).execution_options(**{_READ_ONLY: True})
+        with Session(reader, expire_on_commit=False) as session:
+            yield session
+        return
+    gated = engine is None
+    if gated:
+        _gate.enter()
+    try:
+        with Session(engine or get_engine(), expire_on_commit=False) as session:
+            yield session
             session.commit()
+    finally:
+        if gated:
+            _gate.leave()
+
+
+@contextmanager
+def snapshot_scope() -> Iterator[Session]:
+    """Read one consistent state, however long it takes; SQLite's read transactions are that."""
+    with session_scope(read_only=True) as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield session
 
 
 def read_session() -> Iterator[Session]:
@@ -135,6 +191,24 @@ def write_session() -> Iterator[Session]:
     """FastAPI dependency of endpoints that write; use with `scope="function"`."""
     with session_scope() as session:
         yield session
+
+
+def empty_wal_after_commit(session: Session) -> None:
+    """
+    Have SQLite's write-ahead log moved into the file and emptied once *session* has committed.
+
+    Until then the log still holds the pages as they were before an erasure.
+    """
+    engine = session.get_bind()
+    if isinstance(engine, Engine) and engine.dialect.name == "sqlite":
+        path = sqlite_path(engine)
+        event.listen(session, "after_commit", lambda _session: _empty_wal(path), once=True)
+
+
+def _empty_wal(path: Path) -> None:
+    # A reader that goes on for longer keeps the log; the next erasure empties it.
+    with closing(sqlite3.connect(path, timeout=2)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def sqlite_path(engine: Engine) -> Path:

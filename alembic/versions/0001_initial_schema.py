@@ -96,6 +96,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_encryption_keys")),
     )
     op.create_table(
+        "installation",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_installation")),
+    )
+    op.create_table(
         "job_runs",
         sa.Column("job", sa.String(length=40), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
@@ -138,19 +144,6 @@ def upgrade() -> None:
         ),
         sa.Column("subject_ref", sa.String(length=64), nullable=False),
         sa.Column("purpose", sa.String(length=64), nullable=True),
-        sa.Column(
-            "state",
-            sa.Enum(
-                "open",
-                "done",
-                "abandoned",
-                name="ledgerstate",
-                native_enum=False,
-                create_constraint=True,
-                length=32,
-            ),
-            nullable=False,
-        ),
         sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("recorded_by", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_privacy_ledger")),
@@ -447,6 +440,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_privacy_ledger_subject_ref"), table_name="privacy_ledger")
     op.drop_table("privacy_ledger")
     op.drop_table("job_runs")
+    op.drop_table("installation")
     op.drop_table("encryption_keys")
     op.drop_index(op.f("ix_data_retention_logs_run_id"), table_name="data_retention_logs")
     op.drop_table("data_retention_logs")

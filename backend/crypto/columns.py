@@ -49,6 +49,10 @@ class Encrypted(TypeDecorator[Any]):
         self.table = table
         self.column = column
 
+    @property
+    def python_type(self) -> type[Any]:
+        return date if self.codec == "date" else str
+
     class Comparator(TypeDecorator.Comparator[Any]):
         def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
             if op in (operators.is_, operators.is_not) and other == (None,):

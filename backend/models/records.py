@@ -135,12 +135,6 @@ class LedgerKind(StrEnum):
     WITHDRAW_CONSENT = "withdraw_consent"
 
 
-class LedgerState(StrEnum):
-    OPEN = "open"
-    DONE = "done"
-    ABANDONED = "abandoned"
-
-
 class LedgerEntry(Base):
     """
     An act that a restore must not undo, written before anything is destroyed.
@@ -161,9 +155,6 @@ class LedgerEntry(Base):
     subject_ref: Mapped[str] = mapped_column(String(64), index=True, info=not_personal(_REFERENCE))
     purpose: Mapped[str | None] = mapped_column(
         String(64), info=not_personal("purpose of a withdrawn consent")
-    )
-    state: Mapped[LedgerState] = mapped_column(
-        closed_set(LedgerState), info=not_personal("how far the act came")
     )
     recorded_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
     recorded_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
@@ -191,7 +182,9 @@ class AuditEvent(Base):
     request_id: Mapped[str | None] = mapped_column(
         String(64), info=not_personal("number of the request")
     )
-    detail: Mapped[str | None] = mapped_column(Text, info=not_personal("counts and ids only"))
+    detail: Mapped[str | None] = mapped_column(
+        Encrypted(), info=not_personal("counts, ids, and an operator's words: hence encrypted")
+    )
 
 
 class JobStatus(StrEnum):
@@ -254,3 +247,17 @@ class EncryptionKey(Base):
     )
     is_primary: Mapped[bool] = mapped_column(info=not_personal("whether it seals new values"))
     first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+
+
+class Installation(Base):
+    """One row: which installation this database belongs to, told apart from any other."""
+
+    __tablename__ = "installation"
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "info": control_table("Telling installations apart", carried_over=False)
+    }
+
+    id: Mapped[uuid.UUID] = mapped_column(
+        Uuid, primary_key=True, default=uuid.uuid4, info=not_personal("random number")
+    )
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))

@@ -1,0 +1,60 @@
+"""What endpoints ask for: a session, who is signed in, an admin."""
+
+from typing import Annotated, Final
+
+from fastapi import Depends, Path, Request
+from fastapi.security import OAuth2PasswordBearer
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from backend.db_utils import read_session, write_session
+from backend.services.audit_service import Actor
+from backend.services.auth_service import SignedIn, get_auth_service, require_admin
+
+# A database integer of the built-in model.
+MAX_ID: Final = 2**31 - 1
+UserId = Annotated[int, Field(strict=True, gt=0, le=MAX_ID, examples=[7])]
+UserIdInPath = Annotated[int, Path(gt=0, le=MAX_ID, examples=[7])]
+
+ReadSession = Annotated[Session, Depends(read_session, scope="function")]
+# scope="function": the commit happens before the answer is sent. With the default, a commit that
+# fails is answered with success and the data are lost.
+WriteSession = Annotated[Session, Depends(write_session, scope="function")]
+
+_bearer = OAuth2PasswordBearer(
+    tokenUrl="/auth/token", description="Sign in with e-mail (as user name) and password."
+)
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused, and nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Answer(BaseModel):
+    """A response body."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+def signed_in(request: Request, token: Annotated[str, Depends(_bearer)]) -> SignedIn:
+    return get_auth_service().authenticate(token, request.scope["request_id"])
+
+
+CurrentSignIn = Annotated[SignedIn, Depends(signed_in)]
+
+
+def current_actor(sign_in: CurrentSignIn) -> Actor:
+    return sign_in.actor
+
+
+CurrentActor = Annotated[Actor, Depends(current_actor)]
+
+
+def admin_actor(actor: CurrentActor) -> Actor:
+    require_admin(actor)
+    return actor
+
+
+AdminActor = Annotated[Actor, Depends(admin_actor)]

@@ -1,0 +1,39 @@
+"""Encryption keys: a fresh one, and what the present ones protect."""
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from backend.api.dependencies import AdminActor, Answer, ReadSession
+from backend.api.problems import problems
+from backend.services.encryption_service import get_encryption_service
+
+router = APIRouter(prefix="/security/encryption", tags=["encryption"])
+
+
+class KeyAnswer(Answer):
+    key: str = Field(description="Base64 of 32 random bytes, for ENCRYPTION_KEY; stored nowhere.")
+
+
+class KeyStatus(Answer):
+    key_id: str
+    state: str = Field(description="`primary` seals and opens, `previous` only opens.")
+    values: int = Field(description="Values sealed with it.")
+    columns: dict[str, int]
+
+
+class EncryptionStatus(Answer):
+    primary: str
+    message_limit: int = Field(description="Most values per key and column (SP 800-38D, 8.3).")
+    keys: list[KeyStatus]
+
+
+@router.get("/key/generate", responses=problems(401, 403))
+def generate_key(_actor: AdminActor) -> KeyAnswer:
+    """Make a fresh key; it is shown here and stored nowhere."""
+    return KeyAnswer(key=get_encryption_service().generate_key())
+
+
+@router.get("/status", responses=problems(401, 403))
+def encryption_status(session: ReadSession, _actor: AdminActor) -> EncryptionStatus:
+    """Show the known keys and what each still protects."""
+    return EncryptionStatus.model_validate(get_encryption_service().status(session))

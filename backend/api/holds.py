@@ -1,0 +1,74 @@
+"""Legal holds: what must stay, whatever erasure or retention says."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import AwareDatetime, Field
+
+from backend.api.dependencies import (
+    MAX_ID,
+    AdminActor,
+    Answer,
+    Body,
+    ReadSession,
+    UserId,
+    WriteSession,
+)
+from backend.api.problems import problems
+from backend.models import HoldScope
+from backend.services.hold_service import get_hold_service
+
+router = APIRouter(prefix="/security/holds", tags=["legal holds"])
+
+
+class HoldBody(Body):
+    scope: Annotated[HoldScope, Field(strict=False)]
+    reason: str = Field(min_length=1, max_length=500, examples=["claim of 2026-11"])
+    user_id: UserId | None = None
+    data_type: str | None = Field(default=None, max_length=64, examples=["booking"])
+    row_id: int | None = Field(default=None, gt=0, le=MAX_ID)
+    review_on: Annotated[AwareDatetime | None, Field(strict=False)] = None
+
+
+class HoldAnswer(Answer):
+    id: UUID
+    scope: HoldScope
+    reason: str | None
+    user_id: int | None
+    data_type: str | None
+    row_id: int | None
+    review_on: datetime | None
+    placed_at: datetime
+    released_at: datetime | None
+
+
+class HoldsAnswer(Answer):
+    items: list[HoldAnswer] = Field(description="Newest first.")
+
+
+@router.get("", responses=problems(401, 403))
+def list_holds(session: ReadSession, _actor: AdminActor) -> HoldsAnswer:
+    """Show all holds, released ones included."""
+    holds = get_hold_service().all(session)
+    return HoldsAnswer(items=[HoldAnswer.model_validate(hold) for hold in holds])
+
+
+@router.post("", status_code=201, responses=problems(401, 403, 404, 422))
+def place_hold(body: HoldBody, session: WriteSession, actor: AdminActor) -> HoldAnswer:
+    """Hold a person, one row, or a whole data type."""
+    hold = get_hold_service().place(session, actor, **dict(body))
+    return HoldAnswer.model_validate(hold)
+
+
+@router.get("/{hold_id}", responses=problems(401, 403, 404, 422))
+def read_hold(hold_id: UUID, session: ReadSession, _actor: AdminActor) -> HoldAnswer:
+    """Show one hold."""
+    return HoldAnswer.model_validate(get_hold_service().get(session, hold_id))
+
+
+@router.delete("/{hold_id}", responses=problems(401, 403, 404, 409, 422))
+def release_hold(hold_id: UUID, session: WriteSession, actor: AdminActor) -> HoldAnswer:
+    """Release a hold; its record stays."""
+    return HoldAnswer.model_validate(get_hold_service().release(session, hold_id, actor))

@@ -1,0 +1,87 @@
+"""Around every request: an id, safe headers, one log line, one count."""
+
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger("request")
+REQUESTS: Final = Counter("holdfast_requests", "Requests", ("method", "route", "status"))
+SECONDS: Final = Histogram("holdfast_request_seconds", "Time to the answer", ("method", "route"))
+_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+# Swagger UI needs its own scripts, styles and calls to this service, and nothing else.
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+_PAGES: Final = ("/docs", "/static/")
+_HSTS: Final = "max-age=31536000"
+
+
+class RequestMiddleware:
+    """Plain ASGI: it neither buffers bodies nor adds a task per request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        scope["request_id"] = request_id
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers(scope, request_id):
+                    headers[name] = value
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_headers)
+            finally:
+                self._count(scope, status, time.perf_counter() - started)
+
+    def _headers(self, scope: Scope, request_id: str) -> Iterable[tuple[str, str]]:
+        yield from _HEADERS
+        yield "X-Request-ID", request_id
+        page = scope["path"].startswith(_PAGES)
+        yield "Content-Security-Policy", _PAGE_POLICY if page else _POLICY
+        # Behind a token nothing may be kept; the pages' own files may.
+        yield (
+            "Cache-Control",
+            "max-age=3600" if scope["path"].startswith("/static/") else "no-store",
+        )
+        if scope["scheme"] == "https":
+            yield "Strict-Transport-Security", _HSTS
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's pattern, never the path: a path may carry an id.
+        route = scope.get("route")
+        pattern = getattr(route, "path", "unmatched")
+        REQUESTS.labels(scope["method"], pattern, status).inc()
+        SECONDS.labels(scope["method"], pattern).observe(seconds)
+        log.info(
+            "request",
+            method=scope["method"],
+            route=pattern,
+            status=status,
+            milliseconds=round(seconds * 1000, 1),
+        )

@@ -1,0 +1,76 @@
+"""For probes: alive, ready, metrics; and the self-hosted API page."""
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.api.dependencies import Answer
+from backend.db_utils import get_engine, session_scope
+from backend.errors import ConfigurationError
+from backend.services.encryption_service import get_encryption_service
+from backend.services.scheduler_service import get_scheduler_service
+from backend.services.schema_service import get_schema_service
+from backend.settings import get_settings
+
+router = APIRouter(tags=["operation"])
+_DOCS_PAGE: Final = Path(__file__).parent.parent / "web" / "docs.html"
+
+
+class Alive(Answer):
+    status: str = Field(examples=["ok"])
+
+
+class Ready(Answer):
+    status: str = Field(description="`ready` or `not_ready`.")
+    checks: dict[str, str] = Field(
+        examples=[{"database": "ok", "migrations": "ok", "key": "ok", "scheduler": "ok"}]
+    )
+
+
+@router.get("/healthz")
+def alive() -> Alive:
+    """Say that the process answers."""
+    return Alive(status="ok")
+
+
+@router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})
+def ready() -> Response:
+    """Say whether requests can be served, and what is missing if not."""
+    checks = _checks()
+    good = all(result in ("ok", "off") for result in checks.values())
+    answer = Ready(status="ready" if good else "not_ready", checks=checks)
+    return JSONResponse(answer.model_dump(), 200 if good else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics() -> Response:
+    """Counters and timings in Prometheus' text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/docs", include_in_schema=False)
+def docs() -> HTMLResponse:
+    return HTMLResponse(_DOCS_PAGE.read_text())
+
+
+def _checks() -> dict[str, str]:
+    running = get_scheduler_service().is_running
+    wanted = get_settings().scheduler_enabled
+    checks = {"scheduler": "ok" if running else ("stopped" if wanted else "off")}
+    try:
+        found = get_schema_service().revision(get_engine())
+        checks["database"] = "ok"
+        checks["migrations"] = "ok" if found == get_schema_service().wanted else "behind or ahead"
+        with session_scope(read_only=True) as session:
+            get_encryption_service().check(session)
+        checks["key"] = "ok"
+    except SQLAlchemyError:
+        checks["database"] = "does not answer"
+    except ConfigurationError:
+        checks["key"] = "wrong or missing"
+    return checks

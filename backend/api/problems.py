@@ -1,0 +1,151 @@
+"""Errors as `application/problem+json` (RFC 9457), the same shape for every one."""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from backend.errors import HoldfastError, UnauthenticatedError, UnavailableError
+
+log = structlog.get_logger(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong: `code` is stable for programs, `detail` is for people."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "type": "about:blank",
+                "title": "Not found",
+                "status": 404,
+                "detail": "no person has the id 7",
+                "code": "subject_not_found",
+                "request_id": "8c1f0e0f3c9d4f0e",
+            }
+        },
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe, for OpenAPI, the errors that an endpoint answers with beside its success."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of *app* as a problem document."""
+    app.add_exception_handler(HoldfastError, _holdfast_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(DBAPIError, _database_error)
+    app.add_exception_handler(PoolTimeoutError, _database_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+def problem_response(request: Request, err: HoldfastError) -> JSONResponse:
+    headers = {}
+    if isinstance(err, UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(err, UnavailableError):
+        headers["Retry-After"] = str(err.retry_after_seconds)
+    return _answer(request, err.status, err.title, err.detail, err.code, err.extra, headers)
+
+
+def _answer(
+    request: Request,
+    status: int,
+    title: str,
+    detail: str,
+    code: str,
+    extra: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request.scope.get("request_id", ""),
+        **(extra or {}),
+    }
+    return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+async def _holdfast_error(request: Request, err: Exception) -> JSONResponse:
+    if not isinstance(err, HoldfastError):
+        raise err
+    if err.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request_failed", code=err.code)
+    return problem_response(request, err)
+
+
+async def _invalid_request(request: Request, err: Exception) -> JSONResponse:
+    if not isinstance(err, RequestValidationError):
+        raise err
+    # What was sent is left out: it may be somebody's data.
+    errors = [
+        {"at": ".".join(str(part) for part in e["loc"])[:100], "problem": e["msg"][:200]}
+        for e in err.errors()
+    ]
+    detail = "; ".join(f"{e['at']}: {e['problem']}" for e in errors[:3])
+    return _answer(
+        request, 422, "The request is not valid", detail, "invalid_request", {"errors": errors[:20]}
+    )
+
+
+async def _http_error(request: Request, err: Exception) -> JSONResponse:
+    if not isinstance(err, HTTPException):
+        raise err
+    status = HTTPStatus(err.status_code)
+    if status is HTTPStatus.UNAUTHORIZED:
+        return problem_response(request, UnauthenticatedError("send a bearer token"))
+    code = status.name.lower()
+    headers = dict(err.headers) if err.headers else None
+    return _answer(request, status, status.phrase, status.description, code, headers=headers)
+
+
+async def _database_error(request: Request, err: Exception) -> JSONResponse:
+    if isinstance(err, OperationalError | InterfaceError | PoolTimeoutError):
+        log.error("database_unavailable", error=type(err).__name__)
+        return problem_response(request, UnavailableError("the database does not answer now"))
+    return await _unexpected_error(request, err)
+
+
+async def _unexpected_error(request: Request, err: Exception) -> JSONResponse:
+    # The class alone: the words of an error may quote a row.
+    log.error("unexpected_error", error=type(err).__name__, where=_where(err))
+    return problem_response(request, HoldfastError("the failure was logged under this request id"))
+
+
+def _where(err: BaseException) -> str:
+    """Name the last line of ours that the error passed."""
+    trace, place = err.__traceback__, "unknown"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "/backend/" in code.co_filename:
+            place = f"{code.co_filename.rsplit('/backend/', 1)[1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

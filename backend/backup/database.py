@@ -1,0 +1,57 @@
+"""
+What a backup needs of a database engine: a consistent snapshot, a copy built beside, a swap.
+
+Two engines do it: `backend.backup.sqlite` and `backend.backup.postgres`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy import Engine, inspect, text
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One consistent state: rows per table, schema revision, and its dump as a stream."""
+
+    tables: Mapping[str, int]
+    schema_revision: str
+    dump: Iterator[bytes]
+
+
+class Database(Protocol):
+    """A live database that can be saved and replaced."""
+
+    engine_name: str
+
+    def snapshot(self, tables: Iterable[str]) -> AbstractContextManager[Snapshot]:
+        """Open a snapshot; it is released when the block ends."""
+
+    def rebuild(self, dump: Iterator[bytes]) -> Engine:
+        """Build a database from *dump* beside the live one; on an error nothing is left."""
+
+    def check(self, built: Engine) -> None:
+        """Raise `BackupDamagedError` unless *built* is sound in itself."""
+
+    def swap(self, built: Engine, stamp: str) -> str:
+        """Put *built* in the place of the live one, at once or not at all; say where the old is."""
+
+    def discard(self, built: Engine) -> None:
+        """Remove a built database."""
+
+    def sweep(self) -> int:
+        """Remove what a killed restore left; return how many."""
+
+
+def count_rows(engine: Engine, tables: Iterable[str]) -> dict[str, int]:
+    """Return the number of rows per table; a table that is not there is left out."""
+    present = set(inspect(engine).get_table_names())
+    with engine.connect() as connection:
+        quote = engine.dialect.identifier_preparer.quote
+        return {
+            table: connection.execute(text(f"SELECT count(*) FROM {quote(table)}")).scalar_one()  # noqa: S608 - names of our own tables
+            for table in tables
+            if table in present
+        }

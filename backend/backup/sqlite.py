@@ -1,0 +1,167 @@
+"""
+SQLite: `VACUUM INTO` for the snapshot, the online backup API for the swap.
+
+`VACUUM INTO` leaves out free pages, in which the backup API would copy erased text. A file is
+never renamed over the live one: other processes would go on writing to the old file.
+"""
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine
+
+from backend.backup.database import Snapshot
+from backend.db_utils import make_engine, sqlite_path
+from backend.errors import BackupDamagedError, UnavailableError
+
+_READ_BYTES: Final = 1024 * 1024
+_SWAP_WAIT_SECONDS: Final = 30
+_SCRATCH_PREFIX: Final = ".holdfast-scratch-"
+_SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
+
+
+class SqliteDatabase:
+    """The SQLite file of a live engine."""
+
+    engine_name = "sqlite"
+
+    def __init__(self, live: Engine) -> None:
+        self._path = sqlite_path(live)
+
+    @contextmanager
+    def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
+        copy = self._new_scratch_file()
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_SWAP_WAIT_SECONDS)) as source:
+                source.execute("VACUUM INTO ?", (str(copy),))
+            with closing(sqlite3.connect(copy)) as reader:
+                counts = {
+                    table: int(reader.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608 - names of our own tables
+                    for table in tables
+                }
+                revision = reader.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+            file = copy.open("rb")
+        finally:
+            # Read on through the descriptor: after a crash no plain copy is left on the disk.
+            _unlink(copy)
+        with file:
+            yield Snapshot(counts, str(revision), iter(lambda: file.read(_READ_BYTES), b""))
+
+    def rebuild(self, dump: Iterator[bytes]) -> Engine:
+        scratch = self._new_scratch_file()
+        try:
+            with scratch.open("wb") as file:
+                for chunk in dump:
+                    file.write(chunk)
+        except BaseException:
+            _unlink(scratch)
+            raise
+        return make_engine(f"sqlite:///{scratch}")
+
+    def check(self, built: Engine) -> None:
+        try:
+            with closing(sqlite3.connect(sqlite_path(built))) as connection:
+                sound = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
+                broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+        except sqlite3.DatabaseError:
+            sound, broken = False, None
+        if not sound or broken:
+            raise BackupDamagedError("the restored database is not sound")
+
+    def swap(self, built: Engine, stamp: str) -> str:
+        built.dispose()
+        kept = self._path.parent / "previous" / f"{self._path.stem}-{stamp}.db"
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        scratch = sqlite_path(built)
+        self._match_page_size(scratch)
+        with (
+            closing(sqlite3.connect(scratch, isolation_level=None)) as source,
+            closing(sqlite3.connect(self._path, timeout=1)) as target,
+        ):
+            # With a read transaction open the copy cannot restart half way.
+            source.execute("BEGIN")
+            source.execute("SELECT 1 FROM sqlite_master")
+            source.backup(target, pages=1, progress=self._keep_at_first_step(kept), sleep=0.05)
+            source.execute("ROLLBACK")
+        self.discard(built)
+        return str(kept)
+
+    def _keep_at_first_step(self, kept: Path) -> "_Keeper":
+        return _Keeper(self._path, kept, time.monotonic() + _SWAP_WAIT_SECONDS)
+
+    def discard(self, built: Engine) -> None:
+        built.dispose()
+        _unlink(sqlite_path(built))
+
+    def sweep(self) -> int:
+        left = [
+            path
+            for path in self._path.parent.glob(f"{_SCRATCH_PREFIX}*")
+            if not path.name.endswith(_SIDE_FILES[1:])
+        ]
+        for path in left:
+            _unlink(path)
+        return len(left)
+
+    def _new_scratch_file(self) -> Path:
+        # On the database's own file system, and 0600 before anything is in it.
+        path = self._path.parent / f"{_SCRATCH_PREFIX}{secrets.token_hex(8)}"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as err:
+            raise UnavailableError(f"no room beside the database: {err.strerror}") from err
+        return path
+
+    def _match_page_size(self, scratch: Path) -> None:
+        """The backup API copies pages, so both files must agree on their size."""
+        with (
+            closing(sqlite3.connect(self._path)) as live,
+            closing(sqlite3.connect(scratch, isolation_level=None)) as built,
+        ):
+            wanted = live.execute("PRAGMA page_size").fetchone()[0]
+            built.execute("PRAGMA journal_mode=DELETE")
+            if built.execute("PRAGMA page_size").fetchone()[0] != wanted:
+                built.execute(f"PRAGMA page_size={wanted}")
+                built.execute("VACUUM")
+            built.execute("PRAGMA journal_mode=WAL")
+
+
+class _Keeper:
+    """
+    Copies the live file aside once the swap holds its write lock.
+
+    The backup API locks the target at its first step and keeps the lock to the end, so every
+    write that was acknowledged is in the kept file, and none falls between.
+    """
+
+    def __init__(self, live: Path, kept: Path, deadline: float) -> None:
+        self._live, self._kept, self._deadline = live, kept, deadline
+        self._done = False
+
+    def __call__(self, _status: int, _remaining: int, total: int) -> None:
+        if self._done:
+            return
+        if total == 0:
+            if time.monotonic() > self._deadline:
+                raise UnavailableError("the database was busy for too long; nothing was changed")
+            return
+        os.close(os.open(self._kept, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with (
+            closing(sqlite3.connect(self._live)) as source,
+            closing(sqlite3.connect(self._kept)) as target,
+        ):
+            source.backup(target)
+        with self._kept.open("rb") as file:
+            os.fsync(file.fileno())
+        self._done = True
+
+
+def _unlink(path: Path) -> None:
+    for suffix in _SIDE_FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""
+Retention periods: ISO 8601 durations of whole days or calendar units.
+
+7 x 365 days are two days short of seven years, so `P7Y` is counted by the calendar. Where the
+calendar has no such day (29 February), the later day counts: data never leaves early.
+"""
+
+import calendar
+import re
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Final, Self, TypeVar
+
+from backend.errors import RefusedError
+
+_ISO: Final = re.compile(r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?")
+# A century: a longer period is a typing error.
+_MAX_DAYS: Final = 36_500
+_DAYS_PER_MONTH: Final = 30
+
+Moment = TypeVar("Moment", date, datetime)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A length of time in calendar months and days."""
+
+    months: int
+    days: int
+
+    @classmethod
+    def of_days(cls, days: int) -> Self:
+        return cls._checked(0, days, f"{days} days")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Read an ISO 8601 duration of years, months, weeks and days, as `P7Y` or `P2555D`.
+
+        Raises:
+            RefusedError: It is none, is empty, or is longer than a century.
+        """
+        match = _ISO.fullmatch(text)
+        if match is None:
+            raise RefusedError(
+                "a retention period is an ISO 8601 duration in whole days, as P7Y or P2555D"
+            )
+        years, months, weeks, days = (int(part or 0) for part in match.groups())
+        return cls._checked(12 * years + months, 7 * weeks + days, text)
+
+    @classmethod
+    def _checked(cls, months: int, days: int, text: str) -> Self:
+        if not 0 < _DAYS_PER_MONTH * months + days <= _MAX_DAYS:
+            raise RefusedError(f"a retention period is between 1 day and 100 years, not {text}")
+        return cls(months, days)
+
+    def __str__(self) -> str:
+        years, months = divmod(self.months, 12)
+        parts = ((years, "Y"), (months, "M"), (self.days, "D"))
+        return "P" + "".join(f"{count}{unit}" for count, unit in parts if count)
+
+    def cutoff(self, now: datetime) -> datetime:
+        """Return the latest anchor that is due at *now*."""
+        return _add_months(now, -self.months) - timedelta(days=self.days)
+
+    def end(self, anchor: Moment) -> Moment:
+        """Return when a row with this *anchor* becomes due, to the same exactness."""
+        shifted = _add_months(anchor, self.months)
+        if shifted.day != anchor.day:
+            # 29 February plus a year is 1 March.
+            shifted += timedelta(days=1)
+        return shifted + timedelta(days=self.days)
+
+
+def _add_months(moment: Moment, months: int) -> Moment:
+    index = moment.year * 12 + moment.month - 1 + months
+    year, month = divmod(index, 12)
+    last = calendar.monthrange(year, month + 1)[1]
+    return moment.replace(year=year, month=month + 1, day=min(moment.day, last))

@@ -1,0 +1,76 @@
+"""The audit trail: who did what, to whom by reference, when, and how it ended."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+from uuid import UUID
+
+import orjson
+from sqlalchemy.orm import Session
+
+from backend.crypto import keyring
+from backend.crypto.references import reference
+from backend.models import AuditEvent, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: a signed-in person, the command line, or the scheduler."""
+
+    ref: str
+    role: Role
+    user_id: int | None = None
+    token_id: str | None = None
+    request_id: str | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role is Role.ADMIN
+
+    def during(self, request_id: str | None) -> "Actor":
+        return replace(self, request_id=request_id)
+
+
+# Whoever runs the command line reads the database and the key anyway.
+COMMAND_LINE: Final = Actor("command line", Role.ADMIN)
+SCHEDULER: Final = Actor("scheduler", Role.ADMIN)
+ANYONE: Final = Actor("anonymous", Role.USER)
+
+
+class AuditService:
+    """Writes audit rows in the transaction of the act, so that neither exists alone."""
+
+    def record(
+        self,
+        session: Session,
+        action: str,
+        actor: Actor,
+        *,
+        outcome: str = "done",
+        subject: UUID | None = None,
+        **detail: object,
+    ) -> None:
+        """
+        Add one event.
+
+        Args:
+            subject: `uid` of the person concerned; only its keyed reference is stored.
+            detail: Counts and ids, never personal data.
+        """
+        session.add(
+            AuditEvent(
+                at=datetime.now(UTC),
+                action=action,
+                outcome=outcome,
+                actor_ref=actor.ref,
+                subject_ref=subject and reference(keyring.current(), subject),
+                request_id=actor.request_id,
+                detail=orjson.dumps(detail, default=str).decode() if detail else None,
+            )
+        )
+
+
+@lru_cache(maxsize=1)
+def get_audit_service() -> AuditService:
+    return AuditService()

@@ -1,0 +1,315 @@
+"""Backups: making, listing, proving and deleting them."""
+
+import fcntl
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import BinaryIO, Final, cast
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from backend.backup.archive import (
+    DigestingReader,
+    Manifest,
+    archive_name,
+    decompress,
+    delete_backup,
+    newest_digest,
+    read_manifest,
+    stored_ids,
+    write_archive,
+    write_manifest,
+)
+from backend.backup.database import Database, count_rows
+from backend.backup.postgres import PostgresDatabase
+from backend.backup.sqlite import SqliteDatabase
+from backend.crypto import keyring
+from backend.crypto.files import Opener, Sealer
+from backend.db_utils import get_engine, session_scope
+from backend.errors import (
+    BackupDamagedError,
+    ConflictError,
+    HoldfastError,
+    SchemaMismatchError,
+)
+from backend.models import DATA_MAP, BackupRecord, BackupStatus, Base
+from backend.services.audit_service import Actor, get_audit_service
+from backend.services.encryption_service import get_encryption_service
+from backend.services.ledger_service import store
+from backend.settings import get_settings
+
+log = structlog.get_logger(__name__)
+LOCK_FILE: Final = "backup.lock"
+_SAMPLE_ROWS: Final = 100
+
+
+class BackupService:
+    """Makes backups in the store and keeps records of them."""
+
+    def create(self, actor: Actor, label: str | None = None) -> BackupRecord:
+        """
+        Back up the database; return when it is stored, durably and whole.
+
+        Manages its own transactions: the record must exist before the first byte does.
+
+        Raises:
+            ConflictError: Another backup or restore is running.
+            UnavailableError: The store or the dump tool fails; the record says `failed`.
+        """
+        with exclusive():
+            backup_id = uuid4()
+            record = self._begin(backup_id, label)
+            try:
+                manifest = self._write(record)
+            except BaseException as err:
+                self._fail(backup_id, actor, err)
+                raise
+            return self._finish(manifest, actor)
+
+    def list(self, session: Session) -> list[BackupRecord]:
+        """
+        All backups, newest first: those in the store, and those running or failed.
+
+        The store is the truth. A record whose backup is gone is left out, and one that this
+        database does not know (it was restored from before) is taken from the manifest.
+        """
+        records = {record.id: record for record in session.scalars(select(BackupRecord))}
+        stored = {UUID(backup_id) for backup_id in stored_ids(store())}
+        found = [
+            record
+            for record in records.values()
+            if record.status is not BackupStatus.COMPLETE or record.id in stored
+        ]
+        for backup_id in stored - set(records):
+            with suppress(HoldfastError):
+                found.append(_record_of(self.manifest(backup_id)))
+        return sorted(found, key=lambda record: record.created_at, reverse=True)
+
+    def get(self, session: Session, backup_id: UUID) -> BackupRecord:
+        """
+        Return one record.
+
+        Raises:
+            NotFoundError: No such backup.
+        """
+        record = session.get(BackupRecord, backup_id)
+        if record is None or record.status is BackupStatus.COMPLETE:
+            manifest = self.manifest(backup_id)
+            return record or _record_of(manifest)
+        return record
+
+    def delete(self, session: Session, backup_id: UUID, actor: Actor) -> None:
+        """
+        Delete a backup.
+
+        Raises:
+            NotFoundError: No such backup.
+            ConflictError: It is the only complete one.
+        """
+        self.get(session, backup_id)
+        if stored_ids(store()) == [str(backup_id)]:
+            raise ConflictError("this is the only backup: make another one first")
+        delete_backup(store(), str(backup_id))
+        if record := session.get(BackupRecord, backup_id):
+            session.delete(record)
+        get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
+
+    def verify(self, backup_id: UUID, actor: Actor) -> BackupRecord:
+        """
+        Prove that a backup restores: rebuild it beside the live database, check it, drop it.
+
+        Raises:
+            NotFoundError: No such backup.
+            BackupDamagedError: It does not restore to what its manifest says.
+            UnknownKeyError: Its key is not configured.
+        """
+        with exclusive():
+            manifest = self.manifest(backup_id)
+            database = live_database()
+            built = self.rebuild(database, manifest)
+            database.discard(built)
+        with session_scope() as session:
+            record = session.merge(self.get(session, backup_id))
+            record.verified_at = datetime.now(UTC)
+            get_audit_service().record(session, "backup_verified", actor, backup=backup_id)
+        return record
+
+    def manifest(self, backup_id: UUID) -> Manifest:
+        """Read and authenticate a manifest; see `read_manifest`."""
+        return read_manifest(store(), str(backup_id), _signer)
+
+    def rebuild(self, database: Database, manifest: Manifest) -> Engine:
+        """
+        Build the database of *manifest* beside the live one and prove it; drop it on any doubt.
+
+        Raises:
+            SchemaMismatchError: It was made on another engine.
+            BackupDamagedError: Digest, soundness, row counts or encrypted values are not right.
+        """
+        if manifest.engine != database.engine_name:
+            raise SchemaMismatchError(
+                f"the backup is of {manifest.engine}, the database is {database.engine_name}"
+            )
+        with store().open(archive_name(manifest.id)) as file:
+            reader = DigestingReader(file, manifest)
+            opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
+            if opener.meta.get("backup") != manifest.id:
+                raise BackupDamagedError("another backup lies under this name")
+            built = database.rebuild(decompress(opener.chunks(), manifest.plain_bytes))
+            try:
+                reader.check()
+                database.check(built)
+                _check_contents(built, manifest)
+            except BaseException:
+                database.discard(built)
+                raise
+        return built
+
+    def recover(self) -> int:
+        """
+        Clear up after a process that was killed: its record is `failed`, its files are gone.
+
+        Returns:
+            How many things were left behind; 0 where a backup is still running elsewhere.
+        """
+        with suppress(ConflictError), exclusive():
+            left = store().sweep() + live_database().sweep()
+            with session_scope() as session:
+                running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
+                for record in session.scalars(running):
+                    record.status, record.error = BackupStatus.FAILED, "interrupted"
+                    delete_backup(store(), str(record.id))
+                    left += 1
+            return left
+        return 0
+
+    def _begin(self, backup_id: UUID, label: str | None) -> BackupRecord:
+        with session_scope() as session:
+            record = BackupRecord(
+                id=backup_id,
+                label=label,
+                status=BackupStatus.RUNNING,
+                location=store().location(archive_name(str(backup_id))),
+                created_at=datetime.now(UTC),
+            )
+            session.add(record)
+        return record
+
+    def _write(self, record: BackupRecord) -> Manifest:
+        backup_id = str(record.id)
+        previous = [self.manifest(UUID(stored)) for stored in stored_ids(store())]
+        tables = [table.name for table in Base.metadata.sorted_tables]
+        sealer = Sealer(
+            {"kind": "backup", "backup": backup_id},
+            [get_encryption_service().file_lock()],
+            now=record.created_at,
+        )
+        with live_database().snapshot(tables) as snapshot:
+            with store().create(archive_name(backup_id)) as file:
+                written = write_archive(file, snapshot.dump, sealer.seal)
+            key_id = keyring.current().primary.key_id.hex()
+            manifest = Manifest(
+                id=backup_id,
+                label=record.label,
+                created_at=record.created_at.isoformat(),
+                engine=live_database().engine_name,
+                schema_revision=snapshot.schema_revision,
+                tables=dict(snapshot.tables),
+                key_id=key_id,
+                plain_bytes=written.plain_bytes,
+                size_bytes=written.size_bytes,
+                sha256=written.sha256,
+                previous=newest_digest(store(), previous),
+            )
+        write_manifest(store(), manifest, _signer(key_id))
+        return manifest
+
+    def _fail(self, backup_id: UUID, actor: Actor, err: BaseException) -> None:
+        code = err.code if isinstance(err, HoldfastError) else type(err).__name__
+        log.error("backup_failed", backup=str(backup_id), code=code)
+        delete_backup(store(), str(backup_id))
+        with session_scope() as session:
+            if record := session.get(BackupRecord, backup_id):
+                record.status, record.error = BackupStatus.FAILED, code
+            get_audit_service().record(
+                session, "backup_created", actor, outcome=code, backup=backup_id
+            )
+
+    def _finish(self, manifest: Manifest, actor: Actor) -> BackupRecord:
+        with session_scope() as session:
+            record = session.merge(_record_of(manifest))
+            get_audit_service().record(session, "backup_created", actor, backup=manifest.id)
+        return record
+
+
+def live_database() -> Database:
+    """The database of this process, as backups see it."""
+    engine = get_engine()
+    if engine.dialect.name == "sqlite":
+        return SqliteDatabase(engine)
+    return PostgresDatabase(engine)
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """
+    Let one backup, verification or restore run at a time on this machine.
+
+    Raises:
+        ConflictError: Another one is running.
+    """
+    path = get_settings().data_dir / LOCK_FILE
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # The kernel drops the lock with its process, so a crash cannot leave it behind.
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConflictError("another backup or restore is running") from None
+    finally:
+        os.close(descriptor)
+
+
+def _signer(key_id: str) -> Callable[[bytes], str]:
+    try:
+        key = keyring.current().find(bytes.fromhex(key_id))
+    except ValueError:
+        raise BackupDamagedError("the manifest of the backup was changed") from None
+    secret = key.derive("backup manifest")
+    return lambda body: hmac.new(secret, body, hashlib.sha256).hexdigest()
+
+
+def _record_of(manifest: Manifest) -> BackupRecord:
+    return BackupRecord(
+        id=UUID(manifest.id),
+        label=manifest.label,
+        status=BackupStatus.COMPLETE,
+        size_bytes=manifest.size_bytes,
+        sha256=manifest.sha256,
+        location=store().location(archive_name(manifest.id)),
+        created_at=datetime.fromisoformat(manifest.created_at),
+    )
+
+
+def _check_contents(built: Engine, manifest: Manifest) -> None:
+    """Compare the rows with the manifest, and open a sample of the encrypted values."""
+    if count_rows(built, manifest.tables) != manifest.tables:
+        raise BackupDamagedError("the restored rows are not those that the manifest counts")
+    with session_scope(built, read_only=True) as session:
+        for mapped in DATA_MAP.of_people:
+            if mapped.name in manifest.tables:
+                newest = select(*mapped.table.columns).order_by(mapped.key.desc())
+                session.execute(newest.limit(_SAMPLE_ROWS)).all()
+
+
+@lru_cache(maxsize=1)
+def get_backup_service() -> BackupService:
+    return BackupService()

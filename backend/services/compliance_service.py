@@ -1,0 +1,391 @@
+"""What a person may ask for: their data, its erasure, and control of their consent."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from backend.crypto.files import Lock, PassphraseLock, Sealer
+from backend.db_utils import empty_wal_after_commit, snapshot_scope
+from backend.errors import (
+    ConflictError,
+    ForbiddenError,
+    LegalHoldError,
+    RefusedError,
+    StalePlanError,
+    SubjectErasedError,
+    SubjectNotFoundError,
+)
+from backend.models import DATA_MAP, DataConsent, LedgerKind, Role, User
+from backend.privacy.erase import (
+    EraseMode,
+    ErasurePlan,
+    carry_out_erasure,
+    plan_erasure,
+)
+from backend.privacy.export import ExportFormat, ExportRequest, export, notice
+from backend.privacy.imports import Imported, import_rows
+from backend.services.audit_service import Actor, get_audit_service
+from backend.services.encryption_service import get_encryption_service
+from backend.services.hold_service import get_hold_service
+from backend.services.ledger_service import get_ledger_service
+from backend.services.retention_service import get_retention_service
+from backend.settings import get_settings
+
+_RIGHTS = (
+    "You may have this data corrected, erased, restricted or handed over, you may object to its "
+    "use and withdraw a consent at any time, and you may complain to a data protection authority. "
+    "No decision about you is made by automated means alone."
+)
+
+
+class UnknownPurposeError(RefusedError):
+    """The purpose is not one that this service asks consent for."""
+
+    code = "unknown_purpose"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentState:
+    """Whether consent is given for one purpose, since when, and to which notice."""
+
+    granted: bool = False
+    since: datetime | None = None
+    notice_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentRecord:
+    """A person's consent: the state per purpose, and every event, oldest first."""
+
+    user_id: int
+    purposes: dict[str, ConsentState]
+    history: list[DataConsent]
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """An erasure, done or planned."""
+
+    erasure_id: UUID
+    dry_run: bool
+    plan: ErasurePlan
+    backup_expires_at: datetime = field(
+        default_factory=lambda: (
+            datetime.now(UTC) + timedelta(days=get_settings().backup_max_age_days)
+        )
+    )
+
+
+class ComplianceService:
+    """Export, import, erasure and consent."""
+
+    def require_subject(self, session: Session, user_id: int) -> User:
+        """
+        Return the person.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+            SubjectErasedError: They were made anonymous.
+        """
+        user = session.get(User, user_id)
+        if user is None:
+            raise SubjectNotFoundError(f"no person has the id {user_id}")
+        if user.anonymized_at is not None:
+            raise SubjectErasedError(f"person {user_id} was erased")
+        return user
+
+    # Access
+
+    def export(
+        self,
+        session: Session,
+        actor: Actor,
+        user_id: int,
+        format_: ExportFormat,
+        *,
+        encrypt: bool = False,
+        passphrase: str | None = None,
+    ) -> Iterator[bytes]:
+        """
+        Return the export as a stream; the audit row is written before the first byte.
+
+        Args:
+            passphrase: Encrypts so that the person can open it; without one, *encrypt* uses the
+                service's own key.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+            RefusedError: A passphrase without `encrypt`.
+        """
+        if passphrase is not None and not encrypt:
+            raise RefusedError("a passphrase is for an encrypted export: set encrypt to true")
+        user = self.require_subject(session, user_id)
+        now = datetime.now(UTC)
+        get_audit_service().record(
+            session, "export", actor, subject=user.uid, format=format_, encrypted=encrypt
+        )
+        chunks = self._export_chunks(user_id, format_, now)
+        if not encrypt:
+            return chunks
+        lock: Lock = (
+            PassphraseLock(passphrase) if passphrase else get_encryption_service().file_lock()
+        )
+        meta = {"kind": "export", "format": format_.value}
+        return Sealer(meta, [lock], now=now).seal(chunks)
+
+    def _export_chunks(self, user_id: int, format_: ExportFormat, now: datetime) -> Iterator[bytes]:
+        """Read in a transaction of its own: the request's has ended when the stream begins."""
+        with snapshot_scope() as session:
+            consent = self.consent(session, user_id)
+            request = ExportRequest(user_id, now, _consent_document(consent), self._notice(session))
+            yield from export(session, DATA_MAP, request, format_)
+
+    def _notice(self, session: Session) -> dict[str, Any]:
+        settings = get_settings()
+        periods = get_retention_service().periods(session)
+        return {
+            "controller": {
+                "name": settings.controller_name,
+                "contact": settings.controller_contact,
+            },
+            "rights": _RIGHTS,
+            "backups_expire_after_days": settings.backup_max_age_days,
+            "tables": notice(DATA_MAP, periods),
+        }
+
+    def import_(
+        self,
+        session: Session,
+        actor: Actor,
+        document: Mapping[str, Any],
+        user_id: int | None,
+        *,
+        dry_run: bool,
+    ) -> tuple[int, dict[str, Imported]]:
+        """
+        Bring rows of an export back to their person; see `backend.privacy.imports`.
+
+        Raises:
+            ForbiddenError: The export is another person's than *user_id*.
+            HoldfastError: As `import_rows`.
+        """
+        subject = document.get("subject")
+        claimed = subject.get("user_id") if isinstance(subject, dict) else None
+        if user_id is not None and claimed != user_id:
+            raise ForbiddenError("the export is another person's")
+        with session.begin_nested() as savepoint:
+            found, done = import_rows(session, DATA_MAP, document)
+            if dry_run:
+                savepoint.rollback()
+        user = session.get(User, found)
+        get_audit_service().record(
+            session, "import", actor, outcome="dry_run" if dry_run else "done",
+            subject=user.uid if user else None,
+            restored=sum(table.restored for table in done.values()),
+        )  # fmt: skip
+        return found, done
+
+    # Erasure
+
+    def erase(
+        self,
+        session: Session,
+        actor: Actor,
+        user_id: int,
+        mode: EraseMode,
+        *,
+        reason: str,
+        dry_run: bool,
+        plan_digest: str | None = None,
+    ) -> Erasure:
+        """
+        Erase a person in the session's transaction, or say what that would do.
+
+        The ledger's object is durable before the first row changes, so that neither a crash nor
+        a restore can bring the person back.
+
+        Args:
+            reason: Kind of request, for the audit trail; it must not name the person.
+            plan_digest: Of a dry run; refused when the plan has changed since.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+            LegalHoldError: A hold keeps them; names the holds.
+            ConflictError: They are the last admin.
+            StalePlanError: The plan is not the one of the dry run.
+        """
+        user = self.require_subject(session, user_id)
+        self._refuse_held(session, user_id)
+        self._refuse_last_admin(session, user)
+        plan = self._plan(session, user_id, mode)
+        if plan_digest is not None and plan_digest != plan.digest:
+            raise StalePlanError(
+                "the person's data has changed since the dry run", plan_digest=plan.digest
+            )
+        erasure_id, uid = uuid4(), user.uid
+        if not dry_run:
+            kind = LedgerKind.ERASE if mode is EraseMode.DELETE else LedgerKind.ANONYMIZE
+            entry = get_ledger_service().enter(session, kind, uid, actor, at=datetime.now(UTC))
+            erasure_id = entry.id
+            try:
+                self._carry_out(session, user_id, plan)
+            except BaseException:
+                get_ledger_service().withdraw_object(entry)
+                raise
+            empty_wal_after_commit(session)
+        get_audit_service().record(
+            session, "erasure", actor, outcome="dry_run" if dry_run else "done", subject=uid,
+            mode=mode, erasure=erasure_id, reason=reason,
+        )  # fmt: skip
+        return Erasure(erasure_id, dry_run, plan)
+
+    def erase_again(self, session: Session, user_id: int, mode: EraseMode) -> None:
+        """Erase as the ledger says, in a database that has not seen it yet."""
+        self._carry_out(session, user_id, self._plan(session, user_id, mode))
+
+    def _plan(self, session: Session, user_id: int, mode: EraseMode) -> ErasurePlan:
+        return plan_erasure(
+            session,
+            DATA_MAP,
+            DATA_MAP.subject.key == user_id,
+            mode=mode,
+            periods=get_retention_service().periods(session),
+            now=datetime.now(UTC),
+        )
+
+    def _carry_out(self, session: Session, user_id: int, plan: ErasurePlan) -> None:
+        subjects = DATA_MAP.subject.key == user_id
+        carry_out_erasure(session, DATA_MAP, plan, subjects, datetime.now(UTC))
+
+    def _refuse_held(self, session: Session, user_id: int) -> None:
+        holds = get_hold_service().on_person(session, user_id)
+        if holds:
+            raise LegalHoldError(
+                f"person {user_id} is under a legal hold (GDPR art. 17(3)(e))",
+                holds=[str(hold.id) for hold in holds],
+            )
+
+    def _refuse_last_admin(self, session: Session, user: User) -> None:
+        if user.role is Role.ADMIN:
+            admins = select(func.count()).where(User.role == Role.ADMIN, User.is_active)
+            if session.scalar(admins) == 1:
+                raise ConflictError("this is the last admin: create another one first")
+
+    # Consent
+
+    def record_consent(
+        self,
+        session: Session,
+        actor: Actor,
+        user_id: int,
+        *,
+        purpose: str,
+        granted: bool,
+        notice_version: str | None = None,
+        evidence: str | None = None,
+    ) -> DataConsent:
+        """
+        Add an event to a person's consent history.
+
+        Args:
+            evidence: Where an admin records what a person said elsewhere (a signed form, a call).
+
+        Raises:
+            UnknownPurposeError: *purpose* is not in `CONSENT_PURPOSES`.
+            ForbiddenError: An admin records another's consent without evidence.
+        """
+        purposes = get_settings().purposes
+        if purpose not in purposes:
+            raise UnknownPurposeError(f"purpose is one of {', '.join(purposes)}")
+        if actor.user_id != user_id and not evidence:
+            # GDPR art. 4(11): consent is the person's own act.
+            raise ForbiddenError("consent for another person needs evidence of their own act")
+        # Locked, so that two events of one person have an order.
+        user = session.get(User, user_id, with_for_update=True)
+        if user is None or user.anonymized_at is not None:
+            user = self.require_subject(session, user_id)
+        last = session.scalar(_events(user_id).where(DataConsent.purpose == purpose).limit(1))
+        now = datetime.now(UTC)
+        if last is not None and last.recorded_at >= now:
+            # A clock set back must not let an older event be the newest.
+            now = last.recorded_at + timedelta(microseconds=1)
+        event = DataConsent(
+            id=uuid4(),
+            user_id=user_id,
+            purpose=purpose,
+            granted=granted,
+            notice_version=notice_version,
+            method="self" if actor.user_id == user_id else "admin",
+            evidence=evidence,
+            recorded_at=now,
+        )
+        if not granted and last is not None and last.granted:
+            entry = get_ledger_service().enter(
+                session, LedgerKind.WITHDRAW_CONSENT, user.uid, actor, at=now, purpose=purpose
+            )
+            event.id = entry.id
+        session.add(event)
+        get_audit_service().record(
+            session, "consent", actor, subject=user.uid, purpose=purpose, granted=granted
+        )
+        session.flush()
+        return event
+
+    def consent(self, session: Session, user_id: int) -> ConsentRecord:
+        """
+        Return a person's consent; a purpose without an event is not granted.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+        """
+        history = list(session.scalars(_events(user_id)))
+        if not history:
+            self.require_subject(session, user_id)
+        states = {purpose: ConsentState() for purpose in get_settings().purposes}
+        history.reverse()
+        for event in history:
+            known = states.get(event.purpose)
+            since = event.recorded_at
+            if known is not None and known.since and known.granted == event.granted:
+                since = known.since
+            states[event.purpose] = ConsentState(event.granted, since, event.notice_version)
+        return ConsentRecord(user_id, states, history)
+
+
+def _events(user_id: int) -> Any:
+    return (
+        select(DataConsent)
+        .where(DataConsent.user_id == user_id)
+        .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
+    )
+
+
+def _consent_document(record: ConsentRecord) -> dict[str, Any]:
+    return {
+        "user_id": record.user_id,
+        "purposes": {
+            name: {"granted": s.granted, "since": s.since, "notice_version": s.notice_version}
+            for name, s in record.purposes.items()
+        },
+        "history": [
+            {
+                "purpose": event.purpose,
+                "granted": event.granted,
+                "notice_version": event.notice_version,
+                "method": event.method,
+                "recorded_at": event.recorded_at,
+            }
+            for event in record.history
+        ],
+    }
+
+
+@lru_cache(maxsize=1)
+def get_compliance_service() -> ComplianceService:
+    return ComplianceService()

@@ -1,0 +1,142 @@
+"""Legal holds: what must stay, whatever erasure or retention says."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import ConflictError, NotFoundError, RefusedError, SubjectNotFoundError
+from backend.models import DATA_MAP, HoldScope, LegalHold, User
+from backend.privacy.due import Holds
+from backend.privacy.erase import rows_of
+from backend.services.audit_service import Actor, get_audit_service
+
+
+class HoldService:
+    """Places and releases holds, and says what stands under one."""
+
+    def place(
+        self,
+        session: Session,
+        actor: Actor,
+        *,
+        scope: HoldScope,
+        reason: str,
+        user_id: int | None,
+        data_type: str | None,
+        row_id: int | None,
+        review_on: datetime | None,
+    ) -> LegalHold:
+        """
+        Place a hold on a person, one row or a whole data type.
+
+        Raises:
+            RefusedError: The scope lacks what it names, or names more.
+            NotFoundError: The person or row does not exist.
+        """
+        named = (user_id is not None, data_type is not None, row_id is not None)
+        wanted = {
+            HoldScope.PERSON: (True, False, False),
+            HoldScope.ROW: (False, True, True),
+            HoldScope.DATA_TYPE: (False, True, False),
+        }
+        if named != wanted[scope]:
+            raise RefusedError(
+                "a hold names a user_id (person), a data_type (data_type), "
+                "or a data_type and a row_id (row)"
+            )
+        subject = self._require(session, user_id, data_type, row_id)
+        hold = LegalHold(
+            scope=scope,
+            reason=reason,
+            user_id=user_id,
+            data_type=data_type,
+            row_id=row_id,
+            review_on=review_on,
+            placed_by=actor.ref,
+            placed_at=datetime.now(UTC),
+        )
+        session.add(hold)
+        session.flush()
+        get_audit_service().record(
+            session, "hold_placed", actor, subject=subject, hold=hold.id, scope=scope
+        )
+        return hold
+
+    def release(self, session: Session, hold_id: UUID, actor: Actor) -> LegalHold:
+        """
+        End a hold; what was due goes at the next run.
+
+        Raises:
+            NotFoundError: No such hold.
+            ConflictError: It was released before.
+        """
+        hold = self.get(session, hold_id)
+        if hold.released_at is not None:
+            raise ConflictError(f"hold {hold_id} was released before")
+        hold.released_at = datetime.now(UTC)
+        get_audit_service().record(session, "hold_released", actor, hold=hold.id)
+        return hold
+
+    def get(self, session: Session, hold_id: UUID) -> LegalHold:
+        hold = session.get(LegalHold, hold_id)
+        if hold is None:
+            raise NotFoundError(f"no hold has the id {hold_id}")
+        return hold
+
+    def all(self, session: Session) -> list[LegalHold]:
+        """All holds, newest first."""
+        return list(session.scalars(select(LegalHold).order_by(LegalHold.placed_at.desc())))
+
+    def standing(self, session: Session) -> Holds:
+        """Everything that is held now."""
+        people: set[int] = set()
+        data_types: set[str] = set()
+        rows: dict[str, set[int]] = {}
+        for hold in session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None))):
+            if hold.user_id is not None:
+                people.add(hold.user_id)
+            elif hold.row_id is not None and hold.data_type:
+                rows.setdefault(hold.data_type, set()).add(hold.row_id)
+            elif hold.data_type:
+                data_types.add(hold.data_type)
+        frozen = {data_type: frozenset(ids) for data_type, ids in rows.items()}
+        return Holds(frozenset(people), frozenset(data_types), frozen)
+
+    def on_person(self, session: Session, user_id: int) -> list[LegalHold]:
+        """The standing holds that keep this person or a row of theirs."""
+        standing = session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None)))
+        return [hold for hold in standing if self._keeps(session, hold, user_id)]
+
+    def _keeps(self, session: Session, hold: LegalHold, user_id: int) -> bool:
+        if hold.data_type is None:
+            return hold.user_id == user_id
+        mapped = DATA_MAP.by_data_type[hold.data_type]
+        rows = rows_of(mapped, DATA_MAP.subject.key == user_id)
+        if hold.row_id is not None:
+            rows &= mapped.key == hold.row_id
+        return session.execute(select(mapped.key).where(rows).limit(1)).first() is not None
+
+    def _require(
+        self, session: Session, user_id: int | None, data_type: str | None, row_id: int | None
+    ) -> UUID | None:
+        if user_id is not None:
+            user = session.get(User, user_id)
+            if user is None:
+                raise SubjectNotFoundError(f"no person has the id {user_id}")
+            return user.uid
+        mapped = DATA_MAP.by_data_type.get(data_type or "")
+        if mapped is None:
+            raise RefusedError(f"data_type is one of {', '.join(sorted(DATA_MAP.by_data_type))}")
+        if row_id is not None:
+            found = session.execute(select(mapped.key).where(mapped.key == row_id)).first()
+            if found is None:
+                raise NotFoundError(f"no {data_type} has the id {row_id}")
+        return None
+
+
+@lru_cache(maxsize=1)
+def get_hold_service() -> HoldService:
+    return HoldService()

@@ -1,0 +1,203 @@
+"""
+The ledger: erasures and withdrawals that a restore must not undo.
+
+Each entry is a row of the control tables and a small encrypted object beside the backups, so it
+survives the loss of the database. The object is written first, before anything is destroyed: one
+without a row is an act that was cut short, and is finished at the next start.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.backup.storage import LocalStore
+from backend.crypto import keyring
+from backend.crypto.references import reference, references
+from backend.crypto.values import Scope
+from backend.errors import BackupDamagedError
+from backend.models import DataConsent, LedgerEntry, LedgerKind, User
+from backend.privacy.erase import EraseMode
+from backend.services.audit_service import Actor
+from backend.settings import get_settings
+
+_SCOPE: Final = Scope("ledger")
+_PREFIX: Final = "ledger-"
+_SUFFIX: Final = ".enc"
+_MAX_OBJECT_BYTES: Final = 4096
+
+EraseSubject = Callable[[Session, int, EraseMode], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many people were erased again, and how many consents withdrawn again."""
+
+    erasures: int
+    consents: int
+
+
+class LedgerService:
+    """Writes entries and applies them to a database that may not know them."""
+
+    def enter(
+        self,
+        session: Session,
+        kind: LedgerKind,
+        subject: UUID,
+        actor: Actor,
+        *,
+        at: datetime,
+        purpose: str | None = None,
+    ) -> LedgerEntry:
+        """
+        Write an entry: the object at once and durably, the row with the session's transaction.
+
+        Raises:
+            UnavailableError: The store cannot be written; then the act must not happen.
+        """
+        entry = LedgerEntry(
+            id=uuid4(),
+            kind=kind,
+            subject_ref=reference(keyring.current(), subject),
+            purpose=purpose,
+            recorded_at=at,
+            recorded_by=actor.ref,
+        )
+        self._store_object(entry)
+        session.add(entry)
+        return entry
+
+    def withdraw_object(self, entry: LedgerEntry) -> None:
+        """Take back the object of an act that did not happen."""
+        store().delete(_name(entry.id))
+
+    def replay(self, session: Session, erase: EraseSubject) -> Replayed:
+        """
+        Apply every entry that lies in the store to the database of *session*; idempotent.
+
+        A person is found by the keyed reference of their random `uid`, never by a number that
+        another person may have by now.
+
+        Args:
+            erase: Erases one person in the session's transaction.
+
+        Raises:
+            BackupDamagedError: An entry cannot be read; the promises could not be kept.
+        """
+        entries = self._stored_entries(session)
+        known = set(session.scalars(select(LedgerEntry.id)))
+        session.add_all(entry for entry in entries if entry.id not in known)
+        people = self._people_of(session, entries)
+        consents = sum(
+            self._withdraw(session, entry, people[entry.subject_ref])
+            for entry in entries
+            if entry.kind is LedgerKind.WITHDRAW_CONSENT and entry.subject_ref in people
+        )
+        erasures = 0
+        modes = {LedgerKind.ERASE: EraseMode.DELETE, LedgerKind.ANONYMIZE: EraseMode.ANONYMIZE}
+        for entry in entries:
+            if entry.kind in modes and entry.subject_ref in people:
+                erase(session, people.pop(entry.subject_ref), modes[entry.kind])
+                erasures += 1
+        session.flush()
+        return Replayed(erasures, consents)
+
+    def mirror(self, session: Session) -> None:
+        """Write the objects of rows whose objects are missing: a store that was replaced."""
+        present = set(store().names(_PREFIX, _SUFFIX))
+        for entry in session.scalars(select(LedgerEntry)):
+            if _name(entry.id) not in present:
+                self._store_object(entry)
+
+    def unfinished(self, session: Session) -> bool:
+        """Whether the store holds an entry that this database does not know."""
+        known = {_name(key) for key in session.scalars(select(LedgerEntry.id))}
+        return any(name not in known for name in store().names(_PREFIX, _SUFFIX))
+
+    def _store_object(self, entry: LedgerEntry) -> None:
+        name = _name(entry.id)
+        body = {
+            "id": entry.id,
+            "kind": entry.kind,
+            "subject_ref": entry.subject_ref,
+            "purpose": entry.purpose,
+            "recorded_at": entry.recorded_at,
+            "recorded_by": entry.recorded_by,
+        }
+        sealed = keyring.current().cipher(_SCOPE).seal(orjson.dumps(body), name.encode())
+        with store().create(name) as file:
+            file.write(sealed)
+
+    def _stored_entries(self, session: Session) -> list[LedgerEntry]:
+        """Read the store's entries and add this database's own, oldest first."""
+        entries = {entry.id: entry for entry in session.scalars(select(LedgerEntry))}
+        for name in store().names(_PREFIX, _SUFFIX):
+            entry = _read_object(name)
+            entries.setdefault(entry.id, entry)
+        return sorted(entries.values(), key=lambda entry: entry.recorded_at)
+
+    def _people_of(self, session: Session, entries: Iterable[LedgerEntry]) -> dict[str, int]:
+        """Find which people of this database the entries speak of."""
+        wanted = {entry.subject_ref for entry in entries}
+        people: dict[str, int] = {}
+        if wanted:
+            statement = select(User.id, User.uid).where(User.anonymized_at.is_(None))
+            for user_id, uid in session.execute(statement.execution_options(yield_per=5000)):
+                for ref in references(keyring.current(), uid):
+                    if ref in wanted:
+                        people[ref] = user_id
+        return people
+
+    def _withdraw(self, session: Session, entry: LedgerEntry, user_id: int) -> bool:
+        if session.get(DataConsent, entry.id) is not None:
+            return False
+        session.add(
+            DataConsent(
+                id=entry.id,
+                user_id=user_id,
+                purpose=entry.purpose or "",
+                granted=False,
+                method="ledger",
+                recorded_at=entry.recorded_at,
+            )
+        )
+        return True
+
+
+def store() -> LocalStore:
+    """The place where backups and ledger objects lie."""
+    return LocalStore(get_settings().backup_location)
+
+
+def _name(entry_id: UUID) -> str:
+    return f"{_PREFIX}{entry_id}{_SUFFIX}"
+
+
+def _read_object(name: str) -> LedgerEntry:
+    sealed = store().read(name, _MAX_OBJECT_BYTES)
+    body: dict[str, Any] = orjson.loads(
+        keyring.current().cipher(_SCOPE).open(sealed, name.encode())
+    )
+    entry = LedgerEntry(
+        id=UUID(body["id"]),
+        kind=LedgerKind(body["kind"]),
+        subject_ref=body["subject_ref"],
+        purpose=body["purpose"],
+        recorded_at=datetime.fromisoformat(body["recorded_at"]),
+        recorded_by=body["recorded_by"],
+    )
+    if _name(entry.id) != name:
+        raise BackupDamagedError(f"{name} is another entry of the ledger")
+    return entry
+
+
+@lru_cache(maxsize=1)
+def get_ledger_service() -> LedgerService:
+    return LedgerService()

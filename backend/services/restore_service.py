@@ -1,0 +1,225 @@
+"""
+Restore: a backup comes back without breaking a promise that was made since.
+
+The backup is rebuilt beside the live database and proven; control tables are carried over from
+the live one; erasures, withdrawals and retention are applied again; only then are the two swapped.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Engine, Integer, delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from backend.db_utils import session_scope, snapshot_scope, writes_paused
+from backend.errors import RefusedError
+from backend.models import DATA_MAP, Installation, User
+from backend.privacy.data_map import MappedTable
+from backend.services.audit_service import Actor, get_audit_service
+from backend.services.backup_service import exclusive, get_backup_service, live_database
+from backend.services.compliance_service import get_compliance_service
+from backend.services.encryption_service import get_encryption_service
+from backend.services.ledger_service import Replayed, get_ledger_service
+from backend.services.retention_service import get_retention_service
+from backend.services.schema_service import get_schema_service
+
+log = structlog.get_logger(__name__)
+_ROWS_PER_COPY: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reapplied:
+    """What was done again: people erased, consents withdrawn, rows restricted, rows retired."""
+
+    erasures: int
+    consents: int
+    restrictions: int
+    retention: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableChange:
+    """Rows of one table in the live database, and in what replaces it."""
+
+    live: int
+    restored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A restore, done or tried; *previous* says where the old database is kept."""
+
+    backup_id: UUID
+    dry_run: bool
+    reapplied: Reapplied
+    tables: dict[str, TableChange]
+    previous: str | None
+
+
+class RestoreService:
+    """Puts a backup in the place of the live database."""
+
+    def restore(self, backup_id: UUID, actor: Actor, *, dry_run: bool, confirm: bool) -> Restored:
+        """
+        Restore a backup, or say what that would change.
+
+        Raises:
+            RefusedError: Neither a dry run nor confirmed.
+            NotFoundError: No such backup.
+            BackupDamagedError: It is not what its manifest says; the live data are untouched.
+            SchemaMismatchError: It was written by a newer version or on another engine.
+            ConflictError: Another backup or restore is running.
+        """
+        if not dry_run and not confirm:
+            raise RefusedError("a restore replaces the live database: set confirm to true")
+        with exclusive():
+            manifest = get_backup_service().manifest(backup_id)
+            get_schema_service().require_known(manifest.schema_revision)
+            database = live_database()
+            built = get_backup_service().rebuild(database, manifest)
+            try:
+                get_schema_service().upgrade(built)
+                if dry_run:
+                    restored = self._prepare(built, backup_id, actor, previous=None)
+                else:
+                    with writes_paused():
+                        restored = self._put_in_place(built, backup_id, actor)
+                    self._apply_late_entries()
+            finally:
+                # After a swap there is nothing left to discard, and that is no error.
+                database.discard(built)
+        with session_scope() as session:
+            get_audit_service().record(
+                session, "restore", actor, outcome="dry_run" if dry_run else "done",
+                backup=backup_id, erasures=restored.reapplied.erasures,
+            )  # fmt: skip
+        return restored
+
+    def recover(self, session: Session) -> Replayed:
+        """Finish acts of the ledger that a killed process, or a database restored by other
+        means, left undone."""
+        replayed = get_ledger_service().replay(session, get_compliance_service().erase_again)
+        get_ledger_service().mirror(session)
+        return replayed
+
+    def _put_in_place(self, built: Engine, backup_id: UUID, actor: Actor) -> Restored:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        prepared = self._prepare(built, backup_id, actor, previous=None)
+        kept = live_database().swap(built, stamp)
+        log.warning("restored", backup=str(backup_id), previous=kept)
+        return Restored(backup_id, False, prepared.reapplied, prepared.tables, kept)
+
+    def _prepare(
+        self, built: Engine, backup_id: UUID, actor: Actor, *, previous: str | None
+    ) -> Restored:
+        """Keep every promise in *built* that was made in the live database since."""
+        with snapshot_scope() as live, session_scope(built) as restored:
+            get_encryption_service().check(restored)
+            get_encryption_service().enter_primary(restored)
+            self._carry_over(live, restored)
+            self._carry_over_accounts(live, restored)
+            restricted = _restricted_rows(restored)
+            replayed = self.recover(restored)
+            restricted = _restricted_rows(restored) - restricted
+            run = get_retention_service().apply(restored, actor, dry_run=False)
+            tables = {
+                mapped.name: TableChange(_count(live, mapped), _count(restored, mapped))
+                for mapped in DATA_MAP.of_people
+            }
+            _advance_row_numbers(live, restored)
+        reapplied = Reapplied(replayed.erasures, replayed.consents, restricted, run.affected)
+        return Restored(backup_id, True, reapplied, tables, previous)
+
+    def _apply_late_entries(self) -> None:
+        """Another process may have erased somebody while the swap was prepared."""
+        with session_scope() as session:
+            if get_ledger_service().unfinished(session):
+                self.recover(session)
+
+    def _carry_over(self, live: Session, restored: Session) -> None:
+        """
+        Replace the backup's control rows by the live ones.
+
+        Only where both are the same installation: on a new machine the backup's are all there is.
+        """
+        ours, theirs = (s.scalars(select(Installation.id)).all() for s in (live, restored))
+        if ours != theirs:
+            return
+        people = {None, *restored.scalars(select(User.id))}
+        for mapped in DATA_MAP.carried_over:
+            restored.execute(delete(mapped.table))
+            rows = live.execute(select(mapped.table).execution_options(yield_per=_ROWS_PER_COPY))
+            for part in rows.mappings().partitions(_ROWS_PER_COPY):
+                mine = [dict(row) for row in part if _has_its_person(mapped, row, people)]
+                if mine:
+                    restored.execute(insert(mapped.table), mine)
+
+    def _carry_over_accounts(self, live: Session, restored: Session) -> None:
+        """Keep rights and passwords as they are now: a restore must not bring back old ones."""
+        columns = (User.uid, User.password_hash, User.role, User.is_active, User.tokens_valid_after)
+        before = {row.uid: tuple(row) for row in restored.execute(select(*columns))}
+        for row in live.execute(select(*columns).where(User.anonymized_at.is_(None))):
+            if row.uid in before and before[row.uid] != tuple(row):
+                values = dict(zip([c.key for c in columns[1:]], tuple(row)[1:], strict=True))
+                restored.execute(update(User).where(User.uid == row.uid).values(values))
+
+
+def _has_its_person(mapped: MappedTable, row: Any, people: set[int | None]) -> bool:
+    """Whether the person whose row this is exists; rows of people's own need theirs."""
+    return mapped.link is None or row[mapped.link.name] in people
+
+
+def _restricted_rows(session: Session) -> int:
+    return sum(
+        session.scalar(
+            select(func.count()).select_from(m.table).where(m.table.c.restricted_at.is_not(None))
+        )
+        or 0
+        for m in DATA_MAP.of_people
+        if "restricted_at" in m.table.c
+    )
+
+
+def _count(session: Session, mapped: MappedTable) -> int:
+    return session.scalar(select(func.count()).select_from(mapped.table)) or 0
+
+
+def _advance_row_numbers(live: Session, restored: Session) -> None:
+    """Make sure that no row number of the live database is given out again."""
+    sqlite = restored.get_bind().dialect.name == "sqlite"
+    for mapped in DATA_MAP.tables:
+        if not isinstance(mapped.table.primary_key.columns[0].type, Integer):
+            continue
+        highest = _highest_number(live, mapped, sqlite=sqlite)
+        if not highest:
+            continue
+        if sqlite:
+            known = {"name": mapped.name, "seq": highest}
+            found = restored.execute(
+                text("UPDATE sqlite_sequence SET seq = max(seq, :seq) WHERE name = :name"), known
+            )
+            if not found.rowcount:  # type: ignore[attr-defined] # a cursor's result
+                restored.execute(
+                    text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :seq)"), known
+                )
+        else:
+            used = select(func.coalesce(func.max(mapped.key), 1)).scalar_subquery()
+            sequence = func.pg_get_serial_sequence(mapped.name, mapped.key.name)
+            restored.execute(select(func.setval(sequence, func.greatest(highest, used))))
+
+
+def _highest_number(live: Session, mapped: MappedTable, *, sqlite: bool) -> int | None:
+    if sqlite:
+        query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
+        return live.execute(query, {"name": mapped.name}).scalar()
+    query = text("SELECT pg_sequence_last_value(pg_get_serial_sequence(:name, :key)::regclass)")
+    return live.execute(query, {"name": mapped.name, "key": mapped.key.name}).scalar()
+
+
+@lru_cache(maxsize=1)
+def get_restore_service() -> RestoreService:
+    return RestoreService()

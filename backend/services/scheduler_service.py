@@ -1,0 +1,233 @@
+"""
+The scheduler: one thread, and `job_runs` rows that say what is due and who does it.
+
+The `schedule` library only ticks: it does not catch up, a raising job stops being scheduled, and
+its own time zones run twice after a change of clocks. What is due is decided here, and a run is
+claimed by inserting its row, so that of many replicas one runs it.
+"""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from functools import lru_cache
+from typing import Any, Final, cast
+from zoneinfo import ZoneInfo
+
+import schedule
+import structlog
+from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from backend.db_utils import empty_wal_after_commit, session_scope
+from backend.errors import HoldfastError
+from backend.models import JobRun, JobStatus
+from backend.services.audit_service import SCHEDULER
+from backend.services.retention_service import get_retention_service
+from backend.settings import get_settings
+
+log = structlog.get_logger(__name__)
+TICK_SECONDS: Final = 15
+LEASE: Final = timedelta(minutes=5)
+MAX_ATTEMPTS: Final = 5
+_BACKOFF: Final = timedelta(minutes=1)
+_STOP_SECONDS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work that is due every day at one local time."""
+
+    name: str
+    run: Callable[[Session], object]
+
+
+class LeaseLostError(HoldfastError):
+    """Another runner took the job over, so this one's work is undone."""
+
+    code = "lease_lost"
+
+
+class SchedulerService:
+    """Runs due jobs once among all processes, and catches up after downtime."""
+
+    def __init__(self) -> None:
+        self._owner = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._jobs = (Job("retention", _apply_retention),)
+
+    def start(self) -> None:
+        """Start ticking in a thread of its own; once is enough."""
+        if self.is_running:
+            return
+        self._stopped.clear()
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop ticking; a run that takes longer is left to its lease."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout=_STOP_SECONDS)
+            self._thread = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def tick(self, now: datetime | None = None) -> list[str]:
+        """Run what is due at *now* and not done; return the names of the jobs that were run."""
+        settings = get_settings()
+        at = time.fromisoformat(settings.retention_time)
+        now = now or datetime.now(UTC)
+        due_at = last_due(now, at, settings.zone)
+        return [job.name for job in self._jobs if self._run_if_due(job, due_at, now)]
+
+    def _loop(self) -> None:
+        ticker = schedule.Scheduler()
+        ticker.every(TICK_SECONDS).seconds.do(self._tick_safely)
+        self._tick_safely()
+        while not self._stopped.wait(0.5):
+            ticker.run_pending()
+
+    def _tick_safely(self) -> None:
+        try:
+            self.tick()
+        except Exception as err:  # noqa: BLE001 - the edge of the thread
+            log.error("scheduler_tick_failed", error=type(err).__name__)
+
+    def _run_if_due(self, job: Job, due_at: datetime, now: datetime) -> bool:
+        if not self._claim(job.name, due_at, now):
+            return False
+        log.info("job_started", job=job.name, due_at=due_at.isoformat())
+        finished = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(job.name, due_at, finished), daemon=True)
+        heart.start()
+        try:
+            # The work and the mark that it is done are one transaction: never one alone.
+            with session_scope() as session:
+                empty_wal_after_commit(session)
+                job.run(session)
+                self._settle(session, job.name, due_at, JobStatus.DONE, None)
+        except Exception as err:  # noqa: BLE001 - the edge of the job: logged, kept, tried again
+            code = err.code if isinstance(err, HoldfastError) else type(err).__name__
+            log.error("job_failed", job=job.name, code=code)
+            with session_scope() as session:
+                self._settle(session, job.name, due_at, JobStatus.FAILED, code)
+        else:
+            log.info("job_done", job=job.name)
+        finally:
+            finished.set()
+            heart.join(timeout=_STOP_SECONDS)
+        return True
+
+    def _claim(self, job: str, due_at: datetime, now: datetime) -> bool:
+        """Take the run, if it is free; exactly one process gets True."""
+        try:
+            with session_scope() as session:
+                row = session.get(JobRun, (job, due_at))
+                if row is not None:
+                    return self._take_over(session, row, now)
+                # What was due before the first start was nobody's to run.
+                first = not session.scalar(select(func.count()).where(JobRun.job == job))
+                session.add(
+                    JobRun(
+                        job=job,
+                        due_at=due_at,
+                        status=JobStatus.BASELINE if first else JobStatus.RUNNING,
+                        owner=self._owner,
+                        lease_until=now + LEASE,
+                        attempts=0 if first else 1,
+                    )
+                )
+                return not first
+        except IntegrityError:
+            return False
+
+    def _take_over(self, session: Session, row: JobRun, now: datetime) -> bool:
+        abandoned = row.status is JobStatus.RUNNING and row.lease_until < now
+        again = (
+            row.status is JobStatus.FAILED
+            and row.attempts < MAX_ATTEMPTS
+            and row.finished_at is not None
+            and row.finished_at + _BACKOFF * 2**row.attempts < now
+        )
+        if not abandoned and not again:
+            return False
+        # The conditions once more in SQL: of two that saw the same row, one changes it.
+        taken = session.execute(
+            update(JobRun)
+            .where(
+                JobRun.job == row.job,
+                JobRun.due_at == row.due_at,
+                JobRun.status == row.status,
+                JobRun.owner == row.owner,
+                JobRun.attempts == row.attempts,
+            )
+            .values(
+                status=JobStatus.RUNNING,
+                owner=self._owner,
+                lease_until=now + LEASE,
+                attempts=row.attempts + 1,
+            )
+            .execution_options(synchronize_session=False)
+        )
+        return cast("CursorResult[Any]", taken).rowcount == 1
+
+    def _settle(
+        self, session: Session, job: str, due_at: datetime, status: JobStatus, error: str | None
+    ) -> None:
+        settled = session.execute(
+            self._mine(job, due_at).values(
+                status=status, finished_at=datetime.now(UTC), error=error and error[:200]
+            )
+        )
+        if cast("CursorResult[Any]", settled).rowcount != 1:
+            raise LeaseLostError(f"another process runs {job} now")
+
+    def _beat(self, job: str, due_at: datetime, finished: threading.Event) -> None:
+        """Extend the lease while the job runs."""
+        while not finished.wait(LEASE.total_seconds() / 5):
+            try:
+                with session_scope() as session:
+                    extended = datetime.now(UTC) + LEASE
+                    session.execute(self._mine(job, due_at).values(lease_until=extended))
+            except (SQLAlchemyError, HoldfastError) as err:
+                # On SQLite the job's own transaction keeps others out, and so the lease safe.
+                log.warning("heartbeat_failed", job=job, error=type(err).__name__)
+
+    def _mine(self, job: str, due_at: datetime) -> Any:
+        return update(JobRun).where(
+            JobRun.job == job,
+            JobRun.due_at == due_at,
+            JobRun.owner == self._owner,
+            JobRun.status == JobStatus.RUNNING,
+        )
+
+
+def last_due(now: datetime, at: time, zone: ZoneInfo) -> datetime:
+    """
+    Return the newest instant, not after *now*, at which local clocks showed *at*.
+
+    A time that a change of clocks skips counts an hour later; one that it repeats counts once.
+    """
+    today = now.astimezone(zone).date()
+    for days in (0, 1, 2):
+        local = datetime.combine(today - timedelta(days=days), at, zone)
+        if local.astimezone(UTC) <= now:
+            return local.astimezone(UTC)
+    raise ValueError("no day has a due time")
+
+
+def _apply_retention(session: Session) -> object:
+    return get_retention_service().apply(session, SCHEDULER, dry_run=False)
+
+
+@lru_cache(maxsize=1)
+def get_scheduler_service() -> SchedulerService:
+    return SchedulerService()

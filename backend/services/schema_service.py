@@ -1,0 +1,95 @@
+"""The schema: which revision a database has, which one the code needs, and getting there."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+from alembic import command
+from backend.errors import ConfigurationError, SchemaMismatchError
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+class SchemaService:
+    """Reads and runs the schema history."""
+
+    @property
+    def wanted(self) -> str:
+        """The revision that this code needs."""
+        return str(self._scripts().get_current_head())
+
+    def revision(self, engine: Engine) -> str | None:
+        """The revision that the database has; `None` before its first migration."""
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def require_current(self, engine: Engine) -> None:
+        """
+        Refuse a database that is behind or ahead of the code.
+
+        Raises:
+            ConfigurationError: It is; the message says what to do.
+        """
+        found = self.revision(engine)
+        if found == self.wanted:
+            return
+        self._require_known(found)
+        raise ConfigurationError(
+            f"the database has schema {found or 'none'}, this version needs {self.wanted}: "
+            "run `python db_cli.py init`"
+        )
+
+    def upgrade(self, engine: Engine) -> bool:
+        """
+        Bring the database to the revision that the code needs; say whether anything was done.
+
+        Raises:
+            ConfigurationError: The database is ahead of the code.
+        """
+        found = self.revision(engine)
+        self._require_known(found)
+        if found == self.wanted:
+            return False
+        with engine.begin() as connection:
+            config = self._config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return True
+
+    def require_known(self, revision: str) -> None:
+        """
+        Refuse a revision that this code does not know: it was written by a newer version.
+
+        Raises:
+            SchemaMismatchError: It is one.
+        """
+        if revision not in self._known():
+            raise SchemaMismatchError(
+                f"schema {revision} is newer than this version, which knows {self.wanted}"
+            )
+
+    def _require_known(self, found: str | None) -> None:
+        if found is not None and found not in self._known():
+            raise ConfigurationError(
+                f"the database has schema {found}, which is newer than this version "
+                f"(it knows {self.wanted}): run the version that wrote it"
+            )
+
+    def _known(self) -> set[str]:
+        return {script.revision for script in self._scripts().walk_revisions()}
+
+    def _scripts(self) -> ScriptDirectory:
+        return ScriptDirectory.from_config(self._config())
+
+    def _config(self) -> Config:
+        return Config(str(_ROOT / "alembic.ini"))
+
+
+@lru_cache(maxsize=1)
+def get_schema_service() -> SchemaService:
+    return SchemaService()

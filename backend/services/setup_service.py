@@ -1,0 +1,115 @@
+"""Getting ready: folder, keys, schema, first admin; and clearing up after a crash."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import structlog
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import OperationalError
+
+from backend.db_utils import get_engine, session_scope
+from backend.errors import ConfigurationError
+from backend.models import EncryptionKey, Installation
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
+from backend.services.backup_service import get_backup_service
+from backend.services.encryption_service import get_encryption_service
+from backend.services.ledger_service import get_ledger_service
+from backend.services.restore_service import get_restore_service
+from backend.services.schema_service import get_schema_service
+from backend.settings import get_settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was done; *admin* is address and password of a new admin, to be shown once."""
+
+    migrated: bool
+    admin: tuple[str, str] | None
+
+
+class SetupService:
+    """Brings a machine to where the service can run, and refuses where it cannot."""
+
+    def prepare(self) -> Prepared:
+        """
+        Make the folder, the keys, the schema and the first admin, whichever is missing.
+
+        Raises:
+            ConfigurationError: The folder cannot be written, a key is wrong or missing, or the
+                database is ahead of this version; nothing is changed then.
+        """
+        self._reach()
+        get_encryption_service().load()
+        get_auth_service().prepare_secret()
+        engine = get_engine()
+        if inspect(engine).has_table(EncryptionKey.__tablename__):
+            # Before the schema is touched: with the wrong key nothing may change.
+            self._check_keys()
+        migrated = get_schema_service().upgrade(engine)
+        with session_scope() as session:
+            get_encryption_service().enter_primary(session)
+            if session.scalar(select(Installation.id)) is None:
+                session.add(Installation(created_at=datetime.now(UTC)))
+            admin = get_auth_service().first_admin(session, COMMAND_LINE)
+        self.recover()
+        return Prepared(migrated, admin)
+
+    def open(self) -> None:
+        """
+        Get ready to use what `prepare` has made.
+
+        Raises:
+            ConfigurationError: As `prepare`, and where the database is behind.
+        """
+        self._reach()
+        get_encryption_service().load()
+        get_auth_service().prepare_secret()
+        get_schema_service().require_current(get_engine())
+        self._check_keys()
+        with session_scope() as session:
+            get_encryption_service().enter_primary(session)
+
+    def recover(self) -> None:
+        """Finish or clear up what a killed process left."""
+        left = get_backup_service().recover()
+        if left:
+            log.warning("recovered", removed=left)
+        with session_scope() as session:
+            if get_ledger_service().unfinished(session):
+                replayed = get_restore_service().recover(session)
+                log.warning("ledger_replayed", erasures=replayed.erasures)
+
+    def _reach(self) -> None:
+        """Check folder and database before anything depends on them."""
+        folder = get_settings().data_dir
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, probe = tempfile.mkstemp(dir=folder)
+            os.close(descriptor)
+            os.unlink(probe)  # noqa: PTH108 - mkstemp gives text
+        except OSError as err:
+            raise ConfigurationError(
+                f"DATA_DIR: {folder} cannot be written: {err.strerror}"
+            ) from None
+        try:
+            get_engine().connect().close()
+        except (OperationalError, OSError) as err:
+            reason = str(err.orig if isinstance(err, OperationalError) else err).splitlines()[0]
+            raise ConfigurationError(
+                f"DATABASE_URL: the database cannot be reached: {reason}"
+            ) from None
+
+    def _check_keys(self) -> None:
+        with session_scope(read_only=True) as session:
+            get_encryption_service().check(session)
+
+
+@lru_cache(maxsize=1)
+def get_setup_service() -> SetupService:
+    return SetupService()
