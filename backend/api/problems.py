@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from backend.errors import HoldfastError, UnauthenticatedError, UnavailableError
+from backend.logs import where
 
 log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -136,16 +137,5 @@ async def _database_error(request: Request, err: Exception) -> JSONResponse:
 
 async def _unexpected_error(request: Request, err: Exception) -> JSONResponse:
     # The class alone: the words of an error may quote a row.
-    log.error("unexpected_error", error=type(err).__name__, where=_where(err))
+    log.error("unexpected_error", error=type(err).__name__, where=where(err))
     return problem_response(request, HoldfastError("the failure was logged under this request id"))
-
-
-def _where(err: BaseException) -> str:
-    """Name the last line of ours that the error passed."""
-    trace, place = err.__traceback__, "unknown"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if "/backend/" in code.co_filename:
-            place = f"{code.co_filename.rsplit('/backend/', 1)[1]}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place

@@ -170,7 +170,8 @@ class MappedTable:
 
     @property
     def name(self) -> str:
-        return self.table.name
+        # A plain str: SQLAlchemy's own kind of name is no key for JSON.
+        return str(self.table.name)
 
     @cached_property
     def key(self) -> Column[Any]:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError, RefusedError, SubjectErasedError
 from backend.privacy.data_map import ANONYMIZED_AT, DataMap, MappedTable, TableRole
 from backend.privacy.export import FORMAT_NAME, FORMAT_VERSION
+from backend.privacy.sql import reserve_numbers
 
 _UID: Final = "uid"
 
@@ -146,6 +147,7 @@ def _import_subject(
     if present is None:
         # Erased and registered again is another person to the ledger: a new random uid.
         session.execute(insert(mapped.table), [row | {_UID: uuid4(), "role": "user"}])
+        reserve_numbers(session, mapped.key, subject_id)
         done.restored += 1
     elif present[1] is not None:
         raise SubjectErasedError(f"user {subject_id} was made anonymous")
@@ -181,6 +183,7 @@ def _import_owned(
         mine.add(key)
     if new:
         session.execute(insert(mapped.table), new)
+        reserve_numbers(session, mapped.key, 0)
         done.restored += len(new)
     return mine
 

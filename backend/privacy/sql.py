@@ -1,9 +1,10 @@
-"""Expressions that every engine spells differently: a month's first day, a new random id."""
+"""What every engine spells differently: a month's first day, a random id, row numbers."""
 
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Date, String
+from sqlalchemy import Column, CursorResult, Date, String, func, select, text
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
@@ -61,3 +62,31 @@ def _random_postgresql(element: random_id, _compiler: SQLCompiler, **_kw: Any) -
     if isinstance(element.type, String):
         return "replace(CAST(gen_random_uuid() AS TEXT), '-', '')"
     return "gen_random_uuid()"
+
+
+def last_number(session: Session, key: Column[Any]) -> int:
+    """Return the highest row number that the table of *key* ever gave out; 0 for none."""
+    table = key.table.name
+    if session.get_bind().dialect.name == "sqlite":
+        query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
+        found = session.execute(query, {"name": table}).scalar()
+    else:
+        sequence = func.pg_get_serial_sequence(table, key.name).op("::")(text("regclass"))
+        found = session.scalar(select(func.pg_sequence_last_value(sequence)))
+    return int(found or 0)
+
+
+def reserve_numbers(session: Session, key: Column[Any], highest: int) -> None:
+    """Have the table of *key* give out only numbers above *highest* and above its own rows'."""
+    highest = max(highest, session.scalar(select(func.max(key))) or 0)
+    if not highest:
+        return
+    table = key.table.name
+    if session.get_bind().dialect.name != "sqlite":
+        sequence = func.pg_get_serial_sequence(table, key.name)
+        session.execute(select(func.setval(sequence, max(highest, last_number(session, key)))))
+        return
+    known = {"name": table, "seq": highest}
+    raise_it = text("UPDATE sqlite_sequence SET seq = max(seq, :seq) WHERE name = :name")
+    if not cast("CursorResult[Any]", session.execute(raise_it, known)).rowcount:
+        session.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :seq)"), known)

@@ -12,13 +12,14 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, Integer, delete, func, insert, select, text, update
+from sqlalchemy import Engine, Integer, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope, snapshot_scope, writes_paused
 from backend.errors import RefusedError
 from backend.models import DATA_MAP, Installation, User
 from backend.privacy.data_map import MappedTable
+from backend.privacy.sql import last_number, reserve_numbers
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.backup_service import exclusive, get_backup_service, live_database
 from backend.services.compliance_service import get_compliance_service
@@ -121,6 +122,7 @@ class RestoreService:
             get_encryption_service().check(restored)
             get_encryption_service().enter_primary(restored)
             self._carry_over(live, restored)
+            _advance_row_numbers(live, restored)
             self._carry_over_accounts(live, restored)
             restricted = _restricted_rows(restored)
             replayed = self.recover(restored)
@@ -130,7 +132,6 @@ class RestoreService:
                 mapped.name: TableChange(_count(live, mapped), _count(restored, mapped))
                 for mapped in DATA_MAP.of_people
             }
-            _advance_row_numbers(live, restored)
         reapplied = Reapplied(replayed.erasures, replayed.consents, restricted, run.affected)
         return Restored(backup_id, True, reapplied, tables, previous)
 
@@ -190,34 +191,9 @@ def _count(session: Session, mapped: MappedTable) -> int:
 
 def _advance_row_numbers(live: Session, restored: Session) -> None:
     """Make sure that no row number of the live database is given out again."""
-    sqlite = restored.get_bind().dialect.name == "sqlite"
     for mapped in DATA_MAP.tables:
-        if not isinstance(mapped.table.primary_key.columns[0].type, Integer):
-            continue
-        highest = _highest_number(live, mapped, sqlite=sqlite)
-        if not highest:
-            continue
-        if sqlite:
-            known = {"name": mapped.name, "seq": highest}
-            found = restored.execute(
-                text("UPDATE sqlite_sequence SET seq = max(seq, :seq) WHERE name = :name"), known
-            )
-            if not found.rowcount:  # type: ignore[attr-defined] # a cursor's result
-                restored.execute(
-                    text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :seq)"), known
-                )
-        else:
-            used = select(func.coalesce(func.max(mapped.key), 1)).scalar_subquery()
-            sequence = func.pg_get_serial_sequence(mapped.name, mapped.key.name)
-            restored.execute(select(func.setval(sequence, func.greatest(highest, used))))
-
-
-def _highest_number(live: Session, mapped: MappedTable, *, sqlite: bool) -> int | None:
-    if sqlite:
-        query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
-        return live.execute(query, {"name": mapped.name}).scalar()
-    query = text("SELECT pg_sequence_last_value(pg_get_serial_sequence(:name, :key)::regclass)")
-    return live.execute(query, {"name": mapped.name, "key": mapped.key.name}).scalar()
+        if isinstance(mapped.table.primary_key.columns[0].type, Integer):
+            reserve_numbers(restored, mapped.key, last_number(live, mapped.key))
 
 
 @lru_cache(maxsize=1)

