@@ -7,9 +7,27 @@ Two engines do it: `backend.backup.sqlite` and `backend.backup.postgres`.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Final, Protocol
 
 from sqlalchemy import Engine, inspect, text
+
+_STAMP: Final = "%Y%m%dt%H%M%S%f"
+
+
+def stamp(moment: datetime) -> str:
+    """Spell when a swap took place, for the name of the database it keeps aside."""
+    return moment.astimezone(UTC).strftime(_STAMP)
+
+
+def moment_of(stamped: str) -> datetime:
+    """
+    Read a `stamp` back.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return datetime.strptime(stamped, _STAMP).replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +53,14 @@ class Database(Protocol):
     def check(self, built: Engine) -> None:
         """Raise `BackupDamagedError` unless *built* is sound in itself."""
 
-    def swap(self, built: Engine, stamp: str) -> str:
+    def swap(self, built: Engine, at: datetime) -> str:
         """Put *built* in the place of the live one, at once or not at all; say where the old is."""
 
     def discard(self, built: Engine) -> None:
         """Remove a built database."""
+
+    def forget_previous(self, before: datetime) -> int:
+        """Remove old databases that swaps before *before* have kept aside; return how many."""
 
     def sweep(self) -> int:
         """Remove what a killed restore left; return how many."""

@@ -11,19 +11,22 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Final
 
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from backend.backup.database import Snapshot
+from backend.backup.database import Snapshot, moment_of, stamp
 from backend.db_utils import make_engine
 from backend.errors import BackupDamagedError, UnavailableError
 
 _READ_BYTES: Final = 1024 * 1024
 _SCRATCH: Final = "_restore_"
+_KEPT: Final = "_before_"
+_STAMP_CHARS: Final = 21
 _MAX_NAME_BYTES: Final = 63
 
 
@@ -111,9 +114,9 @@ class PostgresDatabase:
         with built.connect() as connection:
             connection.execute(text("SELECT 1"))
 
-    def swap(self, built: Engine, stamp: str) -> str:
+    def swap(self, built: Engine, at: datetime) -> str:
         scratch = str(built.url.database)
-        kept = f"{self._name[: _MAX_NAME_BYTES - 24]}_before_{stamp.lower()}"
+        kept = self._kept_prefix + stamp(at)
         built.dispose()
         admin = self._admin_engine()
         try:
@@ -149,13 +152,28 @@ class PostgresDatabase:
         built.dispose()
         self._administer(f"DROP DATABASE IF EXISTS {_quote(name)} WITH (FORCE)")
 
+    @property
+    def _kept_prefix(self) -> str:
+        return f"{self._name[: _MAX_NAME_BYTES - len(_KEPT) - _STAMP_CHARS]}{_KEPT}"
+
+    def forget_previous(self, before: datetime) -> int:
+        gone = 0
+        for name in self._names():
+            with suppress(ValueError):
+                if moment_of(name.removeprefix(self._kept_prefix)) < before:
+                    self._administer(f"DROP DATABASE IF EXISTS {_quote(name)} WITH (FORCE)")
+                    gone += 1
+        return gone
+
+    def _names(self) -> list[str]:
+        with self._live.connect() as connection:
+            return list(connection.execute(text("SELECT datname FROM pg_database")).scalars())
+
     def sweep(self) -> int:
         pattern = re.compile(
             re.escape(self._name[: _MAX_NAME_BYTES - 20]) + _SCRATCH + "[0-9a-f]{8}"
         )
-        with self._live.connect() as connection:
-            names = connection.execute(text("SELECT datname FROM pg_database")).scalars().all()
-        left = [name for name in names if pattern.fullmatch(name)]
+        left = [name for name in self._names() if pattern.fullmatch(name)]
         for name in left:
             self._administer(f"DROP DATABASE IF EXISTS {_quote(name)} WITH (FORCE)")
         return len(left)

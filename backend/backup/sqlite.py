@@ -10,13 +10,14 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine
 
-from backend.backup.database import Snapshot
+from backend.backup.database import Snapshot, moment_of, stamp
 from backend.db_utils import make_engine, sqlite_path
 from backend.errors import BackupDamagedError, UnavailableError
 
@@ -74,9 +75,9 @@ class SqliteDatabase:
         if not sound or broken:
             raise BackupDamagedError("the restored database is not sound")
 
-    def swap(self, built: Engine, stamp: str) -> str:
+    def swap(self, built: Engine, at: datetime) -> str:
         built.dispose()
-        kept = self._path.parent / "previous" / f"{self._path.stem}-{stamp}.db"
+        kept = self._previous / f"{self._path.stem}-{stamp(at)}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         scratch = sqlite_path(built)
         self._match_page_size(scratch)
@@ -98,6 +99,19 @@ class SqliteDatabase:
     def discard(self, built: Engine) -> None:
         built.dispose()
         _unlink(sqlite_path(built))
+
+    def forget_previous(self, before: datetime) -> int:
+        gone = 0
+        for kept in self._previous.glob(f"{self._path.stem}-*.db"):
+            with suppress(ValueError):
+                if moment_of(kept.stem.removeprefix(f"{self._path.stem}-")) < before:
+                    _unlink(kept)
+                    gone += 1
+        return gone
+
+    @property
+    def _previous(self) -> Path:
+        return self._path.parent / "previous"
 
     def sweep(self) -> int:
         left = [

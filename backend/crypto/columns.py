@@ -10,6 +10,7 @@ import hmac
 import unicodedata
 from collections.abc import Callable
 from datetime import date
+from functools import lru_cache
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Column, Dialect, Table, Text, event
@@ -126,7 +127,13 @@ class BlindIndex:
         return [self._term(key, value) for key in keyring.current().keys]
 
     def _term(self, key: keyring.RootKey, value: str) -> str:
-        secret = key.derive("blind index", *self._names)
-        digest = hmac.new(secret, self._normalise(value).encode(), hashlib.sha256).digest()
+        digest = hmac.new(
+            _index_key(key, *self._names), self._normalise(value).encode(), hashlib.sha256
+        ).digest()
         raw = key.key_id + digest[:_INDEX_BYTES]
         return "bi1." + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+@lru_cache(maxsize=64)
+def _index_key(key: keyring.RootKey, table: str, column: str) -> bytes:
+    return key.derive("blind index", table, column)

@@ -98,7 +98,7 @@ def _kept_for(mapped: MappedTable, periods: Periods) -> str:
     if clock is None or clock.rule.retention is None:
         return "as long as the account"
     retention = clock.rule.retention
-    return f"{periods[retention.data_type]} from {retention.anchor.replace('_', ' ')}"
+    return f"{periods[retention.data_type].words} from {retention.anchor.replace('_', ' ')}"
 
 
 def _json(session: Session, data_map: DataMap, request: ExportRequest) -> Iterator[bytes]:

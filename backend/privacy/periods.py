@@ -59,6 +59,13 @@ class Period:
         parts = ((years, "Y"), (months, "M"), (self.days, "D"))
         return "P" + "".join(f"{count}{unit}" for count, unit in parts if count)
 
+    @property
+    def words(self) -> str:
+        """The period as a person reads it, as `7 years` or `1 year and 6 months`."""
+        years, months = divmod(self.months, 12)
+        parts = ((years, "year"), (months, "month"), (self.days, "day"))
+        return " and ".join(f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in parts if n)
+
     def cutoff(self, now: datetime) -> datetime:
         """Return the latest anchor that is due at *now*."""
         return _add_months(now, -self.months) - timedelta(days=self.days)

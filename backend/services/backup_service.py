@@ -4,9 +4,9 @@ import fcntl
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import BinaryIO, Final, cast
 from uuid import UUID, uuid4
@@ -171,6 +171,30 @@ class BackupService:
                 database.discard(built)
                 raise
         return built
+
+    def prune(
+        self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
+    ) -> Sequence[UUID]:
+        """
+        Delete what is older than `BACKUP_MAX_AGE_DAYS`; return the backups concerned.
+
+        That age is what erased people are told, so it beats every reason to keep a backup. It
+        counts for old databases that a restore has kept aside, too.
+        """
+        before = (now or datetime.now(UTC)) - timedelta(days=get_settings().backup_max_age_days)
+        expired = [r.id for r in self.list(session) if r.created_at < before]
+        if dry_run:
+            return expired
+        for backup_id in expired:
+            delete_backup(store(), str(backup_id))
+            if record := session.get(BackupRecord, backup_id):
+                session.delete(record)
+        forgotten = live_database().forget_previous(before)
+        if expired or forgotten:
+            get_audit_service().record(
+                session, "backups_pruned", actor, backups=len(expired), previous=forgotten
+            )
+        return expired
 
     def recover(self) -> int:
         """

@@ -108,9 +108,8 @@ class RestoreService:
         return replayed
 
     def _put_in_place(self, built: Engine, backup_id: UUID, actor: Actor) -> Restored:
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         prepared = self._prepare(built, backup_id, actor, previous=None)
-        kept = live_database().swap(built, stamp)
+        kept = live_database().swap(built, datetime.now(UTC))
         log.warning("restored", backup=str(backup_id), previous=kept)
         return Restored(backup_id, False, prepared.reapplied, prepared.tables, kept)
 

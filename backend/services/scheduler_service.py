@@ -27,6 +27,7 @@ from backend.db_utils import empty_wal_after_commit, session_scope
 from backend.errors import HoldfastError
 from backend.models import JobRun, JobStatus
 from backend.services.audit_service import SCHEDULER
+from backend.services.backup_service import get_backup_service
 from backend.services.retention_service import get_retention_service
 from backend.settings import get_settings
 
@@ -59,7 +60,7 @@ class SchedulerService:
         self._owner = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._jobs = (Job("retention", _apply_retention),)
+        self._jobs = (Job("retention", _apply_retention), Job("backup_expiry", _expire_backups))
 
     def start(self) -> None:
         """Start ticking in a thread of its own; once is enough."""
@@ -226,6 +227,10 @@ def last_due(now: datetime, at: time, zone: ZoneInfo) -> datetime:
 
 def _apply_retention(session: Session) -> object:
     return get_retention_service().apply(session, SCHEDULER, dry_run=False)
+
+
+def _expire_backups(session: Session) -> object:
+    return get_backup_service().prune(session, SCHEDULER, dry_run=False)
 
 
 @lru_cache(maxsize=1)
