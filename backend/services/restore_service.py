@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope, snapshot_scope, writes_paused
 from backend.errors import RefusedError
-from backend.models import DATA_MAP, Installation, User
+from backend.models import DATA_MAP, DataConsent, Installation, User
 from backend.privacy.data_map import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
 from backend.services.audit_service import Actor, get_audit_service
@@ -34,7 +34,7 @@ _ROWS_PER_COPY: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Reapplied:
-    """What was done again: people erased, consents withdrawn, rows restricted, rows retired."""
+    """What was done again: people erased, consent events, rows restricted, rows retired."""
 
     erasures: int
     consents: int
@@ -120,7 +120,7 @@ class RestoreService:
         with snapshot_scope() as live, session_scope(built) as restored:
             get_encryption_service().check(restored)
             get_encryption_service().enter_primary(restored)
-            self._carry_over(live, restored)
+            consents = self._carry_over(live, restored)
             _advance_row_numbers(live, restored)
             self._carry_over_accounts(live, restored)
             restricted = _restricted_rows(restored)
@@ -131,7 +131,9 @@ class RestoreService:
                 mapped.name: TableChange(_count(live, mapped), _count(restored, mapped))
                 for mapped in DATA_MAP.of_people
             }
-        reapplied = Reapplied(replayed.erasures, replayed.consents, restricted, run.affected)
+        reapplied = Reapplied(
+            replayed.erasures, consents + replayed.consents, restricted, run.affected
+        )
         return Restored(backup_id, True, reapplied, tables, previous)
 
     def _apply_late_entries(self) -> None:
@@ -140,15 +142,16 @@ class RestoreService:
             if get_ledger_service().unfinished(session):
                 self.recover(session)
 
-    def _carry_over(self, live: Session, restored: Session) -> None:
+    def _carry_over(self, live: Session, restored: Session) -> int:
         """
-        Replace the backup's control rows by the live ones.
+        Replace the backup's control rows by the live ones; return how many consents are new.
 
         Only where both are the same installation: on a new machine the backup's are all there is.
         """
         ours, theirs = (s.scalars(select(Installation.id)).all() for s in (live, restored))
         if ours != theirs:
-            return
+            return 0
+        saved = set(restored.scalars(select(DataConsent.id)))
         people = {None, *restored.scalars(select(User.id))}
         for mapped in DATA_MAP.carried_over:
             restored.execute(delete(mapped.table))
@@ -157,6 +160,7 @@ class RestoreService:
                 mine = [dict(row) for row in part if _has_its_person(mapped, row, people)]
                 if mine:
                     restored.execute(insert(mapped.table), mine)
+        return sum(key not in saved for key in restored.scalars(select(DataConsent.id)))
 
     def _carry_over_accounts(self, live: Session, restored: Session) -> None:
         """Keep rights and passwords as they are now: a restore must not bring back old ones."""

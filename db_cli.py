@@ -1,0 +1,552 @@
+"""The services as commands: `python db_cli.py --help`. Exit codes: 0 done, 1 failed, 2 refused."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from backend.crypto.files import Opener, PassphraseLock
+from backend.db_utils import dispose_engine, session_scope
+from backend.errors import ConfigurationError, HoldfastError
+from backend.logs import configure_logs, where
+from backend.models import BackupRecord, Role
+from backend.privacy.erase import EraseMode
+from backend.privacy.export import ExportFormat
+from backend.privacy.periods import Period
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
+from backend.services.backup_service import get_backup_service
+from backend.services.compliance_service import Erasure, get_compliance_service
+from backend.services.demo_service import Chapter, get_demo_service
+from backend.services.encryption_service import get_encryption_service
+from backend.services.restore_service import get_restore_service
+from backend.services.retention_service import get_retention_service
+from backend.services.sample_service import get_sample_service
+from backend.services.setup_service import get_setup_service
+from backend.settings import RetentionAction, get_settings
+
+FAILED: Final = 1
+REFUSED: Final = 2
+
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    # They print local variables, which are people's data and keys.
+    pretty_exceptions_enable=False,
+)
+retention_app = typer.Typer(help="Retention: what is due, and applying it.", no_args_is_help=True)
+backup_app = typer.Typer(help="Backups: make, list, prove, restore.", no_args_is_help=True)
+keys_app = typer.Typer(help="Encryption keys.", no_args_is_help=True)
+app.add_typer(retention_app, name="retention")
+app.add_typer(backup_app, name="backup")
+app.add_typer(keys_app, name="keys")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read it from stdin.")]
+Bookings = Annotated[
+    Path | None, typer.Option(help="A CSV file of the hotel booking demand data set.")
+]
+
+# Piped, a table is as wide as it needs: programs read lines, not columns of 80.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+# Accounts and data
+
+
+@app.command()
+def init() -> None:
+    """Make folder, key, schema and first admin, whichever is missing."""
+    prepared = get_setup_service().prepare()
+    print("the schema is up to date" if not prepared.migrated else "the schema was brought up")
+    if prepared.admin is not None:
+        email, password = prepared.admin
+        print(f"first admin: {email}\npassword, shown this once: {password}")
+
+
+@app.command("create-user")
+def create_user(
+    email: str,
+    *,
+    admin: Annotated[bool, typer.Option("--admin", help="With an admin's rights.")] = False,
+    password_stdin: PasswordStdin = False,
+) -> None:
+    """Create an account."""
+    password = _password(password_stdin)
+    get_setup_service().open()
+    with session_scope() as session:
+        role = Role.ADMIN if admin else Role.USER
+        user = get_auth_service().create_user(session, email, password, COMMAND_LINE, role)
+        user_id = user.id
+    print(f"created person {user_id}")
+
+
+@app.command("set-password")
+def set_password(email: str, *, password_stdin: PasswordStdin = False) -> None:
+    """Change a password; every token of the account ends."""
+    password = _password(password_stdin)
+    get_setup_service().open()
+    with session_scope() as session:
+        get_auth_service().set_password(session, email, password, COMMAND_LINE)
+    print("the password was changed")
+
+
+@app.command()
+def load(
+    *,
+    bookings: Bookings = None,
+    guests: Annotated[int | None, typer.Option(min=1, help="Spread over so many guests.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Without a file: so many bookings.")] = 2_000,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the built-in model with bookings and generated guests."""
+    get_setup_service().open()
+    with _progress("bookings") as report, session_scope() as session:
+        loaded = get_sample_service().load(
+            session, COMMAND_LINE, bookings=bookings, guests=guests, count=count, progress=report
+        )
+    _show(asdict(loaded), as_json=as_json)
+
+
+@app.command()
+def demo(*, bookings: Bookings = None, as_json: AsJson = False) -> None:
+    """Do the main job, whole, on a database of its own that is removed afterwards."""
+    with _own_installation():
+        get_setup_service().prepare()
+        chapters = []
+        with _progress("bookings") as report:
+            for chapter in get_demo_service().tell(bookings, report):
+                chapters.append(chapter)
+                if not as_json:
+                    _tell(len(chapters), chapter)
+    kept = all(chapter.ok for chapter in chapters)
+    if as_json:
+        _print_json({"ok": kept, "chapters": [asdict(chapter) for chapter in chapters]})
+    else:
+        out.print("\nEvery promise was kept." if kept else "\nA PROMISE WAS BROKEN: see above.")
+    if not kept:
+        raise typer.Exit(FAILED)
+
+
+@app.command("export")
+def export_data(
+    user_id: int,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file that does not exist.")],
+    format_: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.JSON,
+    encrypt: Annotated[bool, typer.Option(help="Encrypt with the service's key.")] = False,
+    passphrase_stdin: Annotated[
+        bool, typer.Option(help="Encrypt with a passphrase read from stdin instead.")
+    ] = False,
+) -> None:
+    """Write everything that is held about a person to a file."""
+    passphrase = sys.stdin.readline().rstrip("\n") if passphrase_stdin else None
+    get_setup_service().open()
+    with session_scope() as session:
+        chunks = get_compliance_service().export(
+            session, COMMAND_LINE, user_id, format_,
+            encrypt=encrypt or passphrase_stdin, passphrase=passphrase,
+        )  # fmt: skip
+    _write_new(output, chunks)
+    print(f"written to {output}")
+
+
+@app.command("open")
+def open_file(
+    file: Path,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file that does not exist.")],
+    passphrase_stdin: Annotated[bool, typer.Option(help="Read the passphrase from stdin.")] = False,
+) -> None:
+    """Decrypt an encrypted export."""
+    with file.open("rb") as source:
+        if passphrase_stdin:
+            opener = Opener(source, PassphraseLock(sys.stdin.readline().rstrip("\n")))
+        else:
+            get_setup_service().open()
+            opener = Opener(source, get_encryption_service().file_lock())
+        _write_new(output, opener.chunks())
+    print(f"written to {output}")
+
+
+@app.command("import")
+def import_data(file: Path, *, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Bring the rows of a JSON export back to the person they were taken from."""
+    try:
+        document = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError:
+        raise typer.BadParameter("the file is no JSON export") from None
+    if not isinstance(document, dict):
+        raise typer.BadParameter("the file is no JSON export")
+    get_setup_service().open()
+    with session_scope() as session:
+        user_id, tables = get_compliance_service().import_(
+            session, COMMAND_LINE, document, None, dry_run=dry_run
+        )
+    done = {name: asdict(table) for name, table in tables.items()}
+    _show({"user_id": user_id, "dry_run": dry_run} | done, as_json=as_json)
+
+
+@app.command()
+def erase(
+    user_id: int,
+    *,
+    mode: EraseMode = EraseMode.DELETE,
+    reason: Annotated[str, typer.Option(help="Kind of request; do not name the person.")] = "",
+    dry_run: DryRun = False,
+    plan_digest: Annotated[str | None, typer.Option(help="Of a dry run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person; what the law keeps stays, restricted."""
+    get_setup_service().open()
+    with session_scope() as session:
+        erasure = get_compliance_service().erase(
+            session, COMMAND_LINE, user_id, mode,
+            reason=reason or "command line", dry_run=dry_run, plan_digest=plan_digest,
+        )  # fmt: skip
+    _show(_erasure_facts(erasure), as_json=as_json)
+
+
+@app.command()
+def consent(user_id: int, *, as_json: AsJson = False) -> None:
+    """Show a person's consent per purpose, and its history."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        record = get_compliance_service().consent(session, user_id)
+    if as_json:
+        history = [
+            {"purpose": e.purpose, "granted": e.granted, "recorded_at": e.recorded_at}
+            for e in record.history
+        ]
+        _print_json({"user_id": user_id, "purposes": record.purposes, "history": history})
+        return
+    rows = [
+        (purpose, "given" if state.granted else "not given", state.since or "")
+        for purpose, state in record.purposes.items()
+    ]
+    _print_table(("purpose", "state", "since"), rows)
+
+
+# Retention
+
+
+@retention_app.command("status")
+def retention_status(*, as_json: AsJson = False) -> None:
+    """Show every policy, with what is due now."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        states = get_retention_service().states(session)
+    rows = [
+        {
+            "data_type": state.policy.data_type,
+            "period": str(state.policy.period),
+            "action": state.policy.action,
+            "enabled": state.policy.enabled,
+            "rows": state.rows,
+            "due": state.due,
+            "held": state.held,
+            "last_run_at": state.last_run_at,
+        }
+        for state in states
+    ]
+    _show_rows(rows, as_json=as_json)
+
+
+@retention_app.command("policy")
+def retention_policy(
+    data_type: str,
+    period: Annotated[str, typer.Argument(help="ISO 8601, as P7Y or P2555D.")],
+    action: RetentionAction,
+    *,
+    enabled: bool = True,
+) -> None:
+    """Set the policy of one data type; it wins over the environment."""
+    parsed = Period.parse(period)
+    get_setup_service().open()
+    with session_scope() as session:
+        get_retention_service().set_policy(
+            session, COMMAND_LINE, data_type, parsed, action, enabled=enabled
+        )
+    print(f"{data_type}: {action} after {parsed.words}")
+
+
+@retention_app.command("apply")
+def retention_apply(
+    *,
+    dry_run: DryRun = False,
+    data_type: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    plan_digest: Annotated[str | None, typer.Option(help="Of a dry run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Apply the enabled policies."""
+    get_setup_service().open()
+    with session_scope() as session:
+        run = get_retention_service().apply(
+            session, COMMAND_LINE, dry_run=dry_run, data_type=data_type, plan_digest=plan_digest
+        )
+    if as_json:
+        _print_json(run)
+        return
+    columns = ("data_type", "action", "cutoff", "matched", "held", "affected")
+    _print_table(columns, [[getattr(r, name) for name in columns] for r in run.results])
+    print(f"{'dry run; ' if dry_run else ''}plan digest {run.plan_digest}")
+
+
+# Backups
+
+
+@backup_app.command("create")
+def backup_create(
+    *, label: Annotated[str | None, typer.Option()] = None, as_json: AsJson = False
+) -> None:
+    """Back up the database."""
+    get_setup_service().open()
+    with _waiting("backing up"):
+        record = get_backup_service().create(COMMAND_LINE, label)
+    _show(_backup_facts(record), as_json=as_json)
+
+
+@backup_app.command("list")
+def backup_list(*, as_json: AsJson = False) -> None:
+    """List the backups, newest first."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        records = get_backup_service().list(session)
+    _show_rows([_backup_facts(record) for record in records], as_json=as_json)
+
+
+@backup_app.command("verify")
+def backup_verify(backup_id: UUID, *, as_json: AsJson = False) -> None:
+    """Prove that a backup restores: rebuild it beside, check it, drop it."""
+    get_setup_service().open()
+    with _waiting("verifying"):
+        record = get_backup_service().verify(backup_id, COMMAND_LINE)
+    _show(_backup_facts(record), as_json=as_json)
+
+
+@backup_app.command("restore")
+def backup_restore(
+    backup_id: UUID,
+    *,
+    dry_run: DryRun = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Replace the live database.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup and keep every promise made since."""
+    get_setup_service().open()
+    with _waiting("restoring"):
+        restored = get_restore_service().restore(
+            backup_id, COMMAND_LINE, dry_run=dry_run, confirm=confirm
+        )
+    if as_json:
+        _print_json(restored)
+        return
+    rows = [(name, change.live, change.restored) for name, change in restored.tables.items()]
+    _print_table(("table", "rows before", "rows restored"), rows)
+    _show(asdict(restored.reapplied) | {"old database": restored.previous}, as_json=False)
+
+
+@backup_app.command("prune")
+def backup_prune(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Delete what is older than BACKUP_MAX_AGE_DAYS, databases kept by restores included."""
+    get_setup_service().open()
+    with session_scope() as session:
+        expired = get_backup_service().prune(session, COMMAND_LINE, dry_run=dry_run)
+    _show_rows([{"backup": str(backup_id)} for backup_id in expired], as_json=as_json)
+
+
+# Keys
+
+
+@keys_app.command("generate")
+def keys_generate() -> None:
+    """Print a fresh key for ENCRYPTION_KEY; it is stored nowhere."""
+    print(get_encryption_service().generate_key())
+
+
+@keys_app.command("status")
+def keys_status(*, as_json: AsJson = False) -> None:
+    """Show the known keys and how many values each protects."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        status = get_encryption_service().status(session)
+    if as_json:
+        _print_json(status)
+        return
+    for key in status["keys"]:
+        print(f"{key['key_id']}  {key['state']}  {key['values']} values")
+        _print_table(("column", "values"), [row for row in key["columns"].items() if row[1]])
+
+
+# How things are asked for and shown
+
+
+def _password(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\n")
+    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+def _write_new(path: Path, chunks: Iterator[bytes]) -> None:
+    """Write a new 0600 file, under its name only when it is whole."""
+    if path.exists():
+        raise typer.BadParameter(f"{path} exists already")
+    partial = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(descriptor)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_installation() -> Iterator[None]:
+    """Work in a folder of its own, with a key of its own, whatever the environment says."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-demo-") as folder:
+        os.environ |= {
+            "DATA_DIR": folder,
+            "DATABASE_URL": f"sqlite:///{folder}/holdfast.db",
+            "BACKUP_URL": f"{folder}/backups",
+            "APP_ENV": "development",
+            "LOG_LEVEL": "ERROR",
+            "ENCRYPTION_KEY": get_encryption_service().generate_key(),
+            "CONSENT_PURPOSES": "marketing,analytics",
+        }
+        get_settings.cache_clear()
+        configure_logs(get_settings())
+        try:
+            yield
+        finally:
+            dispose_engine()
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Report progress: a bar on a terminal, nothing when piped."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    error = Console(stderr=True)
+    with Progress(*columns, console=error, disable=not error.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _waiting(what: str) -> Iterator[None]:
+    error = Console(stderr=True)
+    if not error.is_terminal:
+        yield
+        return
+    with error.status(f"{what} …"):
+        yield
+
+
+def _tell(number: int, chapter: Chapter) -> None:
+    mark = "[green]✓[/green]" if chapter.ok else "[red]✗[/red]"
+    out.print(f"\n{mark} [bold]{number}. {chapter.title}[/bold]  ({chapter.seconds} s)")
+    print(f"  {chapter.text}")
+    width = max((len(name) for name in chapter.facts), default=0)
+    for name, value in chapter.facts.items():
+        print(f"    {name:<{width}}  {value}")
+
+
+def _erasure_facts(erasure: Erasure) -> dict[str, Any]:
+    tables = {
+        name: {str(outcome): rows for outcome, rows in counts.items()}
+        for name, counts in erasure.plan.counts.items()
+    }
+    return {
+        "erasure_id": str(erasure.erasure_id),
+        "dry_run": erasure.dry_run,
+        "mode": erasure.plan.mode,
+        "plan_digest": erasure.plan.digest,
+        "tables": tables,
+        "retained": [asdict(kept) for kept in erasure.plan.retained],
+        "backups_expire_at": erasure.backup_expires_at,
+    }
+
+
+def _backup_facts(record: BackupRecord) -> dict[str, Any]:
+    names = ("id", "label", "status", "size_bytes", "sha256", "created_at", "verified_at", "error")
+    return {name: getattr(record, name) for name in names}
+
+
+def _show(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{count} {what}" for what, count in value.items() if count) or "-"  # noqa: PLW2901 - its short form
+        print(f"{name:<{width}}  {value}")
+
+
+def _show_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"items": rows})
+    elif rows:
+        _print_table(tuple(rows[0]), [list(row.values()) for row in rows])
+    else:
+        print("none")
+
+
+def _print_table(columns: tuple[str, ...], rows: Any) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    out.print(table)
+
+
+def _print_json(value: Any) -> None:
+    def default(other: Any) -> Any:
+        if is_dataclass(other) and not isinstance(other, type):
+            return asdict(other)
+        return str(other)
+
+    options = orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+    print(orjson.dumps(value, default=default, option=options).decode())
+
+
+def main() -> int:
+    """Run one command; a refusal is one line on stderr and exit code 2."""
+    try:
+        configure_logs(get_settings())
+        app()
+    except HoldfastError as err:
+        print(f"holdfast: {err.detail}", file=sys.stderr)
+        failed = err.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return FAILED if failed and not isinstance(err, ConfigurationError) else REFUSED
+    except OSError as err:
+        print(f"holdfast: {err.strerror}: {err.filename}", file=sys.stderr)
+        return REFUSED
+    except Exception as err:  # noqa: BLE001 - the edge: its words may quote a row, its class does not
+        print(f"holdfast: failed: {type(err).__name__} at {where(err)}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
