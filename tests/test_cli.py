@@ -215,7 +215,9 @@ def test_retention_says_what_is_due_and_applies_it(run: Run, service: Service) -
 
 
 def test_backups_are_made_proven_listed_restored_and_expire(run: Run, service: Service) -> None:
-    made = run("backup", "create", "--label", "one", "--json").json
+    created = run("backup", "create", "--label", "one", "--json")
+    assert created.code == 0, created.err
+    made = created.json
     assert run("backup", "verify", made["id"]).code == 0
     listed = run("backup", "list", "--json").json["items"]
     assert [item["id"] for item in listed] == [made["id"]]

@@ -68,9 +68,10 @@ class PostgresDatabase:
             try:
                 if process.stdout is not None:
                     yield from iter(lambda: process.stdout.read(_READ_BYTES), b"")  # type: ignore[union-attr] # set above
-            finally:
-                if process.poll() is None:
-                    process.terminate()
+            except BaseException:
+                # The reader gave up: the dump must not go on.
+                process.kill()
+                raise
             # Checked before the archive's last chunk: a failed dump can never be opened.
             if process.wait() != 0:
                 raise UnavailableError(f"pg_dump failed: {errors.first_line()}")
