@@ -27,6 +27,11 @@ _READ_BYTES: Final = 1024 * 1024
 _SCRATCH: Final = "_restore_"
 _KEPT: Final = "_before_"
 _STAMP_CHARS: Final = 21
+_SWAP_ATTEMPTS: Final = 10
+_END_OTHERS: Final = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname IN (:live, :scratch) AND pid <> pg_backend_pid()"
+)
 _MAX_NAME_BYTES: Final = 63
 
 
@@ -121,32 +126,32 @@ class PostgresDatabase:
         built.dispose()
         admin = self._admin_engine()
         try:
-            with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                live = _quote(self._name)
-                connection.execute(text(f"ALTER DATABASE {live} ALLOW_CONNECTIONS false"))
-                try:
-                    self._rename_both(admin, scratch, kept)
-                finally:
-                    # Whichever now bears the name is open again; so is the one kept aside.
-                    connection.execute(text(f"ALTER DATABASE {live} ALLOW_CONNECTIONS true"))
-                connection.execute(text(f"ALTER DATABASE {_quote(kept)} ALLOW_CONNECTIONS true"))
+            self._rename_both(admin, scratch, kept)
         finally:
             admin.dispose()
             self._live.dispose()
         return kept
 
     def _rename_both(self, admin: Engine, scratch: str, kept: str) -> None:
-        with admin.begin() as connection:
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                    "WHERE datname IN (:live, :scratch) AND pid <> pg_backend_pid()"
-                ),
-                {"live": self._name, "scratch": scratch},
-            )
-            live = _quote(self._name)
-            connection.execute(text(f"ALTER DATABASE {live} RENAME TO {_quote(kept)}"))
-            connection.execute(text(f"ALTER DATABASE {_quote(scratch)} RENAME TO {live}"))
+        """
+        Rename live to *kept* and *scratch* to live, in one transaction.
+
+        Connections are ended first. One that slips in before the rename has its lock makes
+        PostgreSQL refuse, with nothing changed; closing the database to connections instead
+        would leave it closed if this process were killed.
+        """
+        live = _quote(self._name)
+        for attempt in range(1, _SWAP_ATTEMPTS + 1):
+            try:
+                with admin.begin() as connection:
+                    connection.execute(_END_OTHERS, {"live": self._name, "scratch": scratch})
+                    connection.execute(text(f"ALTER DATABASE {live} RENAME TO {_quote(kept)}"))
+                    connection.execute(text(f"ALTER DATABASE {_quote(scratch)} RENAME TO {live}"))
+            except OperationalError as err:
+                if attempt == _SWAP_ATTEMPTS:
+                    raise UnavailableError("the database was busy; nothing was changed") from err
+            else:
+                return
 
     def discard(self, built: Engine) -> None:
         name = str(built.url.database)

@@ -1,16 +1,9 @@
-"""
-Filling the built-in model: real bookings from a CSV file, or generated ones, with generated guests.
+"""Filling the built-in model: bookings from a file, or generated, with generated guests."""
 
-The file has the columns of the "Hotel booking demand" data set (Antonio, Almeida, Nunes: Data in
-Brief 22, 2019), whose authors removed all identities.
-"""
-
-import csv
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
+from datetime import date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +15,7 @@ from backend.errors import RefusedError
 from backend.models import DATA_MAP, Role, User
 from backend.privacy.sql import last_number, reserve_numbers
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.sample_bookings import generate_bookings, noon, read_bookings
 
 GENERATED_BOOKINGS: Final = 2_000
 _ROWS_PER_INSERT: Final = 1_000
@@ -31,10 +25,6 @@ _CURRENCY: Final = "EUR"
 _LODGING_VAT: Final = 600
 _MEALS_VAT: Final = 1_300
 _MEAL_MINOR: Final = {"BB": 900, "HB": 2_400, "FB": 3_600}
-_MONTHS: Final = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
-)  # fmt: skip
 _FIRST: Final = (
     "Ana", "Bruno", "Carla", "Diego", "Elena", "Filip", "Greta", "Hugo", "Ines", "Jonas", "Katja",
     "Luis", "Maria", "Nuno", "Olga", "Pedro", "Rita", "Sven", "Teresa", "Vera",
@@ -89,7 +79,9 @@ class SampleService:
         """
         # A fixed seed: the same file gives the same guests, so that runs can be compared.
         chance = random.Random(2026)  # noqa: S311 - sample data, no secret
-        stays = list(_read(bookings)) if bookings else list(_generate(chance, count))
+        stays = (
+            list(read_bookings(bookings)) if bookings else list(generate_bookings(chance, count))
+        )
         if not stays:
             raise RefusedError("the file has no bookings")
         total = min(guests or max(1, len(stays) // _BOOKINGS_PER_GUEST), len(stays))
@@ -125,7 +117,7 @@ class _Writer:
             if guest == position:
                 rows["users"].append(self._guest(guest, stay))
             user = self._first["users"] + guest
-            ended = _noon(stay["check_out"])
+            ended = noon(stay["check_out"])
             self._last_stay[user] = max(ended, self._last_stay.get(user, ended))
             booking = self._add(rows, "bookings", stay | self._booking_extras(position, user, stay))
             self._charge(rows, booking)
@@ -193,7 +185,7 @@ class _Writer:
         if lodging == 0 or not (stayed or booking["deposit_type"] == "Non Refund"):
             return
         meals = _MEAL_MINOR.get(booking["meal"], 0) * nights * booking["adults"] if stayed else 0
-        paid_at = _noon(booking["check_out"] if stayed else booking["created_at"].date())
+        paid_at = noon(booking["check_out"] if stayed else booking["created_at"].date())
         owner = {"user_id": booking["user_id"], "booking_id": booking["id"]}
         payment = owner | {
             "amount_minor": lodging + meals,
@@ -262,137 +254,6 @@ def _line(description: str, gross: int, rate: int) -> Row:
         "net_minor": net,
         "vat_minor": gross - net,
     }
-
-
-def _noon(day: date) -> datetime:
-    return datetime.combine(day, time(12), UTC)
-
-
-def _read(path: Path) -> Iterator[Row]:
-    """Read the CSV file; every row of it is a booking."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), start=2):
-                yield _parse(row, number)
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise RefusedError(f"the bookings file cannot be read: {type(err).__name__}") from None
-
-
-def _parse(row: dict[str, Any], number: int) -> Row:
-    field = "a column"
-    try:
-        values = {}
-        for column, (field, read) in _COLUMNS.items():
-            values[column] = read(row[field].strip())
-        field = "arrival_date_month"
-        month = _MONTHS.index(row[field]) + 1
-        field = "arrival_date_day_of_month"
-        arrival = date(int(row["arrival_date_year"]), month, int(row[field]))
-    except (KeyError, ValueError, AttributeError, InvalidOperation):
-        raise RefusedError(f"line {number} of the bookings file: {field} cannot be read") from None
-    return _complete(values, arrival)
-
-
-def _complete(values: Row, arrival: date) -> Row:
-    nights = values["weekend_nights"] + values["week_nights"]
-    return values | {
-        "check_in": arrival,
-        "check_out": arrival + timedelta(days=nights),
-        "created_at": _noon(arrival - timedelta(days=values["lead_time_days"])),
-    }
-
-
-def _minor(text: str) -> int:
-    amount = Decimal(text) * 100
-    if amount < 0 or amount != amount.to_integral_value():
-        raise ValueError("no amount in cents")
-    return int(amount)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise ValueError("no count")
-    return int(text)
-
-
-def _optional(text: str) -> str | None:
-    return None if text in ("NULL", "NA", "") else text
-
-
-def _american_date(text: str) -> date:
-    month, day, year = (int(part) for part in text.split("/"))
-    return date(year, month, day)
-
-
-# Column of the model: column of the file, and how it is read.
-_COLUMNS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "hotel": ("hotel", str),
-    "status": ("reservation_status", str),
-    "status_date": ("reservation_status_date", _american_date),
-    "weekend_nights": ("stays_in_weekend_nights", _count),
-    "week_nights": ("stays_in_week_nights", _count),
-    "adults": ("adults", _count),
-    "children": ("children", lambda text: None if text == "NA" else _count(text)),
-    "babies": ("babies", _count),
-    "meal": ("meal", str),
-    "country": ("country", lambda text: (_optional(text) or "")[:3] or None),
-    "market_segment": ("market_segment", str),
-    "distribution_channel": ("distribution_channel", str),
-    "is_repeated_guest": ("is_repeated_guest", lambda text: bool(_count(text))),
-    "previous_cancellations": ("previous_cancellations", _count),
-    "previous_bookings_not_canceled": ("previous_bookings_not_canceled", _count),
-    "reserved_room_type": ("reserved_room_type", str),
-    "assigned_room_type": ("assigned_room_type", str),
-    "booking_changes": ("booking_changes", _count),
-    "deposit_type": ("deposit_type", str),
-    "customer_type": ("customer_type", str),
-    "lead_time_days": ("lead_time", _count),
-    "days_in_waiting_list": ("days_in_waiting_list", _count),
-    "agent": ("agent", _optional),
-    "company": ("company", _optional),
-    "adr_minor": ("adr", _minor),
-    "parking_spaces": ("required_car_parking_spaces", _count),
-    "special_request_count": ("total_of_special_requests", _count),
-}
-
-
-def _generate(chance: random.Random, count: int) -> Iterator[Row]:
-    """Make bookings of the last ten years, in order of arrival."""
-    today = datetime.now(UTC).date()
-    for position in range(count):
-        ago = 3_650 - 3_640 * position // count
-        stayed = chance.random() < 0.6  # noqa: PLR2004 - share of stays in the data set, roughly
-        arrival = today - timedelta(days=ago)
-        row = {
-            "hotel": chance.choice(("Resort Hotel", "City Hotel")),
-            "status": "Check-Out" if stayed else "Canceled",
-            "status_date": arrival,
-            "weekend_nights": chance.randint(0, 2),
-            "week_nights": chance.randint(1, 5),
-            "adults": chance.randint(1, 2),
-            "children": chance.choice((0, 0, 0, 1)),
-            "babies": 0,
-            "meal": chance.choice(("BB", "HB", "SC")),
-            "country": chance.choice(("PRT", "ESP", "GBR", "FRA", "DEU")),
-            "market_segment": "Online TA",
-            "distribution_channel": "TA/TO",
-            "is_repeated_guest": False,
-            "previous_cancellations": 0,
-            "previous_bookings_not_canceled": 0,
-            "reserved_room_type": "A",
-            "assigned_room_type": "A",
-            "booking_changes": 0,
-            "deposit_type": "No Deposit",
-            "customer_type": "Transient",
-            "lead_time_days": chance.randint(0, 200),
-            "days_in_waiting_list": 0,
-            "agent": "240",
-            "company": None,
-            "adr_minor": chance.randint(4_000, 20_000),
-            "parking_spaces": 0,
-            "special_request_count": chance.choice((0, 0, 1, 2)),
-        }
-        yield _complete(row, arrival)
 
 
 @lru_cache(maxsize=1)
