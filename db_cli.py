@@ -197,8 +197,12 @@ def import_data(file: Path, *, dry_run: DryRun = False, as_json: AsJson = False)
         user_id, tables = get_compliance_service().import_(
             session, COMMAND_LINE, document, None, dry_run=dry_run
         )
-    done = {name: asdict(table) for name, table in tables.items()}
-    _show({"user_id": user_id, "dry_run": dry_run} | done, as_json=as_json)
+    if as_json:
+        done = {name: asdict(table) for name, table in tables.items()}
+        _print_json({"user_id": user_id, "dry_run": dry_run} | done)
+        return
+    rows = [(name, t.restored, t.unchanged, t.skipped) for name, t in tables.items()]
+    _print_table(("table", "restored", "unchanged", "skipped"), rows)
 
 
 @app.command()
@@ -218,7 +222,16 @@ def erase(
             session, COMMAND_LINE, user_id, mode,
             reason=reason or "command line", dry_run=dry_run, plan_digest=plan_digest,
         )  # fmt: skip
-    _show(_erasure_facts(erasure), as_json=as_json)
+    if as_json:
+        _print_json(_erasure_facts(erasure))
+        return
+    plan = erasure.plan
+    rows = [(name, *counts.values()) for name, counts in plan.counts.items()]
+    _print_table(("table", "deleted", "anonymized", "retained"), rows)
+    for kept in plan.retained:
+        print(f"{kept.rows} rows of {kept.table} are kept until {kept.until}: {kept.ground}")
+    print(f"{'planned, nothing changed' if dry_run else 'erased'}; plan digest {plan.digest}")
+    print(f"the last backup that holds the person is gone by {erasure.backup_expires_at:%Y-%m-%d}")
 
 
 @app.command()
@@ -497,8 +510,6 @@ def _show(facts: dict[str, Any], *, as_json: bool) -> None:
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{count} {what}" for what, count in value.items() if count) or "-"  # noqa: PLW2901 - its short form
         print(f"{name:<{width}}  {value}")
 
 
