@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
@@ -32,10 +32,7 @@ def make_engine(url: str) -> Engine:
     Raises:
         ConfigurationError: *url* cannot be read; it is not shown, for it may hold a password.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigurationError("DATABASE_URL: not a database URL") from None
+    parsed = _parse(url)
     match parsed.get_backend_name():
         case "sqlite":
             return _sqlite_engine(url, parsed.database)
@@ -45,6 +42,13 @@ def make_engine(url: str) -> Engine:
             )
         case other:
             raise ConfigurationError(f"DATABASE_URL: {other} is neither sqlite nor postgresql")
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError:
+        raise ConfigurationError("DATABASE_URL: not a database URL") from None
 
 
 def _sqlite_engine(url: str, path: str | None) -> Engine:
@@ -94,6 +98,12 @@ def get_engine() -> Engine:
         if url not in _engines:
             _engines[url] = make_engine(url)
         return _engines[url]
+
+
+def database_may_exist() -> bool:
+    """Say whether there is a database to open; making its file would be a change already."""
+    url = _parse(get_settings().sqlalchemy_url)
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
 
 
 def dispose_engine() -> None:

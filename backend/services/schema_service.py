@@ -61,6 +61,15 @@ class SchemaService:
             command.upgrade(config, "head")
         return True
 
+    def refuse_newer(self, engine: Engine) -> None:
+        """
+        Refuse a database that a newer version wrote.
+
+        Raises:
+            ConfigurationError: It is one.
+        """
+        self._require_known(self.revision(engine))
+
     def require_known(self, revision: str) -> None:
         """
         Refuse a revision that this code does not know: it was written by a newer version.

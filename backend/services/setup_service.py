@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import inspect, select
 from sqlalchemy.exc import OperationalError
 
-from backend.db_utils import get_engine, session_scope
+from backend.db_utils import database_may_exist, get_engine, session_scope
 from backend.errors import ConfigurationError
 from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
@@ -45,9 +45,10 @@ class SetupService:
                 database is ahead of this version; nothing is changed then.
         """
         self._reach()
+        engine = get_engine()
+        get_schema_service().refuse_newer(engine)
         get_encryption_service().load()
         get_auth_service().prepare_secret()
-        engine = get_engine()
         if inspect(engine).has_table(EncryptionKey.__tablename__):
             # Before the schema is touched: with the wrong key nothing may change.
             self._check_keys()
@@ -67,10 +68,12 @@ class SetupService:
         Raises:
             ConfigurationError: As `prepare`, and where the database is behind.
         """
+        if not database_may_exist():
+            raise ConfigurationError("there is no database yet: run `python db_cli.py init`")
         self._reach()
+        get_schema_service().require_current(get_engine())
         get_encryption_service().load()
         get_auth_service().prepare_secret()
-        get_schema_service().require_current(get_engine())
         self._check_keys()
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
