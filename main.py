@@ -1,5 +1,6 @@
 """The service: `python main.py` makes what is missing and serves; `create_app` is the ASGI app."""
 
+import signal
 import socket
 import ssl
 import sys
@@ -30,6 +31,8 @@ and erasure, consent, retention, backup and recovery.
 Press **Authorize** and sign in with e-mail (as user name) and password.
 """
 _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
+# How long requests under way may go on once the process was asked to stop.
+_STOP_SECONDS: Final = 5
 _ROUTERS: Final = (auth, privacy, retention, holds, backups, encryption, operation)
 
 
@@ -43,12 +46,11 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     for module in _ROUTERS:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes)
     add_problem_handlers(app)
     _describe_problems(app)
     return app
@@ -91,13 +93,18 @@ def serve() -> None:
     settings = get_settings()
     configure_logs(settings)
     _check_certificate(settings)
-    listener = _listen(settings)
+    with _listen(settings) as listener:
+        _serve(listener, settings)
+
+
+def _serve(listener: socket.socket, settings: Settings) -> None:
     prepared = get_setup_service().prepare()
     if prepared.admin is not None:
         email, password = prepared.admin
         print(f"\n  First admin: {email}\n  Password, shown this once: {password}\n", flush=True)
     scheme = "https" if settings.ssl_cert_path else "http"
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"  Holdfast is at {scheme}://{host}:{port} and its API page at /docs", flush=True)
     config = uvicorn.Config(
         create_app(),
@@ -107,6 +114,7 @@ def serve() -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_graceful_shutdown=_STOP_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listener])
 
@@ -147,6 +155,11 @@ def main() -> int:
     except ConfigurationError as err:
         print(f"holdfast: {err.detail}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # Uvicorn has stopped in order and passes the signal on.
+        return 128 + signal.SIGINT
+    finally:
+        dispose_engine()
     return 0
 
 

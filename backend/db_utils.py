@@ -33,29 +33,35 @@ def make_engine(url: str) -> Engine:
         ConfigurationError: *url* cannot be read; it is not shown, for it may hold a password.
     """
     parsed = _parse(url)
-    match parsed.get_backend_name():
-        case "sqlite":
-            return _sqlite_engine(url, parsed.database)
-        case "postgresql":
-            return create_engine(
-                url, pool_size=20, max_overflow=20, pool_pre_ping=True, hide_parameters=True
-            )
-        case other:
-            raise ConfigurationError(f"DATABASE_URL: {other} is neither sqlite nor postgresql")
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(url, str(parsed.database))
+    return create_engine(
+        url, pool_size=20, max_overflow=20, pool_pre_ping=True, hide_parameters=True
+    )
 
 
 def _parse(url: str) -> URL:
     try:
-        return make_url(url)
-    except ArgumentError:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, ValueError):
         raise ConfigurationError("DATABASE_URL: not a database URL") from None
-
-
-def _sqlite_engine(url: str, path: str | None) -> Engine:
-    if not path or path == ":memory:":
+    except ImportError:
+        raise ConfigurationError("DATABASE_URL: a database with no driver here") from None
+    name = parsed.get_backend_name()
+    if name not in ("sqlite", "postgresql"):
+        raise ConfigurationError(f"DATABASE_URL: {name} is neither sqlite nor postgresql")
+    if name == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("DATABASE_URL: Holdfast keeps data in a SQLite file, not memory")
-    # Created here, so that it never exists with more rights than its owner's.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return parsed
+
+
+def _sqlite_engine(url: str, path: str) -> Engine:
+    try:
+        # Created here, so that it never exists with more rights than its owner's.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as err:
+        raise ConfigurationError(f"DATABASE_URL: {path}: {err.strerror}") from None
     engine = create_engine(
         url,
         # Parameters are personal data: they stay out of error messages.
@@ -101,9 +107,21 @@ def get_engine() -> Engine:
 
 
 def database_may_exist() -> bool:
-    """Say whether there is a database to open; making its file would be a change already."""
-    url = _parse(get_settings().sqlalchemy_url)
-    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
+    """
+    Say whether there is a database to open; making its file would be a change already.
+
+    Raises:
+        ConfigurationError: There is none, and no folder for its file either.
+    """
+    settings = get_settings()
+    url = _parse(settings.sqlalchemy_url)
+    if url.get_backend_name() != "sqlite":
+        return True
+    path = Path(str(url.database)).absolute()
+    # `DATA_DIR` is made, no other folder.
+    if not path.parent.is_dir() and path.parent != settings.data_dir.absolute():
+        raise ConfigurationError(f"DATABASE_URL: there is no folder {path.parent}")
+    return path.exists()
 
 
 def dispose_engine() -> None:
@@ -219,6 +237,11 @@ def _empty_wal(path: Path) -> None:
     # A reader that goes on for longer keeps the log; the next erasure empties it.
     with closing(sqlite3.connect(path, timeout=2)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def is_storable(text: str) -> bool:
+    """Say whether every engine takes *text*: PostgreSQL has no NUL, UTF-8 no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def sqlite_path(engine: Engine) -> Path:

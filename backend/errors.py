@@ -33,6 +33,12 @@ class RefusedError(HoldfastError):
     status, code, title = 422, "refused", "The request was refused"
 
 
+class BodyTooLargeError(HoldfastError):
+    """The body of the request is longer than `MAX_BODY_BYTES`."""
+
+    status, code, title = 413, "content_too_large", "The request is too large"
+
+
 class NotFoundError(HoldfastError):
     """What the request names does not exist."""
 

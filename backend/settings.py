@@ -26,9 +26,16 @@ class RetentionAction(StrEnum):
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
 MIN_JWT_SECRET_CHARS = 32
+MAX_EMAIL_CHARS = 254
+_ADDRESS = re.compile(r"[^@\s]+@\S+")
 _PLACEHOLDER = re.compile(
     r"change.?me|replace|placeholder|your.?(secret|key)|^secret", re.IGNORECASE
 )
+
+
+def is_address(text: str) -> bool:
+    """Say whether *text* may be an e-mail address; which ones exist only their servers know."""
+    return len(text) <= MAX_EMAIL_CHARS and text.isprintable() and bool(_ADDRESS.fullmatch(text))
 
 
 class Settings(BaseSettings):
@@ -61,7 +68,7 @@ class Settings(BaseSettings):
 
     jwt_secret_key: SecretStr | None = None
     access_token_minutes: int = Field(default=30, gt=0, le=24 * 60)
-    admin_email: str = Field(default="admin@example.com", min_length=3, max_length=254)
+    admin_email: str = "admin@example.com"
 
     timezone: str = "UTC"
     retention_time: str = Field(default="02:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
@@ -88,6 +95,13 @@ class Settings(BaseSettings):
         if name not in available_timezones():
             raise ValueError("not a time zone of the IANA database")
         return name
+
+    @field_validator("admin_email")
+    @classmethod
+    def _is_address(cls, text: str) -> str:
+        if not is_address(text):
+            raise ValueError("not an e-mail address")
+        return text
 
     @field_validator("jwt_secret_key")
     @classmethod

@@ -1,11 +1,12 @@
 """Sign in, who am I, sign out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import OAuth2PasswordRequestForm
 from pydantic import Field
 
+from backend.api import examples
 from backend.api.dependencies import Answer, CurrentActor, CurrentSignIn, WriteSession
 from backend.api.problems import problems
 from backend.models import Role
@@ -14,18 +15,26 @@ from backend.services.auth_service import get_auth_service, token_lifetime
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
-class Token(Answer):
-    access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.…"])
+_FORM: Final = "application/x-www-form-urlencoded"
+
+
+class Token(Answer, json_schema_extra=examples.of(examples.TOKEN)):
+    access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - RFC 6749, 7.1
-    expires_in: int = Field(description="Seconds until the token ends.", examples=[1800])
+    expires_in: int = Field(description="Seconds until the token ends.")
 
 
-class Me(Answer):
-    user_id: int | None = Field(examples=[7])
+class Me(Answer, json_schema_extra=examples.of(examples.ME)):
+    user_id: int | None
     role: Role
 
 
-@router.post("/token", responses=problems(401, 422))
+@router.post(
+    "/token",
+    responses=problems(401, 422),
+    # The form is FastAPI's own, so its example is put in here.
+    openapi_extra={"requestBody": {"content": {_FORM: examples.of(examples.SIGN_IN)}}},
+)
 def sign_in(request: Request, form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> Token:
     """Sign in with e-mail (as `username`) and password; get a bearer token."""
     token = get_auth_service().sign_in(form.username, form.password, request.scope["request_id"])

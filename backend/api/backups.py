@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import Field
 
+from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
 from backend.api.problems import problems
 from backend.models import BackupStatus
@@ -16,17 +17,17 @@ from backend.services.restore_service import get_restore_service
 router = APIRouter(prefix="/security/backup", tags=["backup"])
 
 
-class CreateBody(Body):
-    label: str | None = Field(default=None, max_length=100, examples=["before the upgrade"])
+class CreateBody(Body, json_schema_extra=examples.of(examples.BACKUP)):
+    label: str | None = Field(default=None, max_length=100)
 
 
-class RestoreBody(Body):
+class RestoreBody(Body, json_schema_extra=examples.of(examples.RESTORE)):
     backup_id: Annotated[UUID, Field(strict=False)]
     dry_run: bool = False
     confirm: bool = Field(default=False, description="Must be true to replace the live database.")
 
 
-class BackupAnswer(Answer):
+class BackupAnswer(Answer, json_schema_extra=examples.of(examples.BACKED_UP)):
     id: UUID
     label: str | None
     status: BackupStatus
@@ -55,7 +56,7 @@ class TableChangeAnswer(Answer):
     restored: int
 
 
-class RestoreAnswer(Answer):
+class RestoreAnswer(Answer, json_schema_extra=examples.of(examples.RESTORED)):
     backup_id: UUID
     status: str = Field(description="`restored`, or `planned` for a dry run.")
     dry_run: bool

@@ -4,10 +4,10 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Path, Request
 from fastapi.security import OAuth2PasswordBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy.orm import Session
 
-from backend.db_utils import read_session, write_session
+from backend.db_utils import is_storable, read_session, write_session
 from backend.services.audit_service import Actor
 from backend.services.auth_service import SignedIn, get_auth_service, require_admin
 
@@ -30,6 +30,14 @@ class Body(BaseModel):
     """A request body: unknown fields are refused, and nothing is coerced."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: object) -> object:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and not is_storable(text):
+            raise ValueError("not text: it holds NUL or half a surrogate pair")
+        return value
 
 
 class Answer(BaseModel):

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from pydantic import Field
 
+from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, ReadSession
 from backend.api.problems import problems
 from backend.services.encryption_service import get_encryption_service
@@ -21,7 +22,7 @@ class KeyStatus(Answer):
     columns: dict[str, int]
 
 
-class EncryptionStatus(Answer):
+class EncryptionStatus(Answer, json_schema_extra=examples.of(examples.KEY_STATUS)):
     primary: str
     message_limit: int = Field(description="Most values per key and column (SP 800-38D, 8.3).")
     keys: list[KeyStatus]

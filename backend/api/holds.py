@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import AwareDatetime, Field
 
+from backend.api import examples
 from backend.api.dependencies import (
     MAX_ID,
     AdminActor,
@@ -23,11 +24,11 @@ from backend.services.hold_service import get_hold_service
 router = APIRouter(prefix="/security/holds", tags=["legal holds"])
 
 
-class HoldBody(Body):
+class HoldBody(Body, json_schema_extra=examples.of(examples.HOLD)):
     scope: Annotated[HoldScope, Field(strict=False)]
-    reason: str = Field(min_length=1, max_length=500, examples=["claim of 2026-11"])
+    reason: str = Field(min_length=1, max_length=500)
     user_id: UserId | None = None
-    data_type: str | None = Field(default=None, max_length=64, examples=["booking"])
+    data_type: str | None = Field(default=None, max_length=64)
     row_id: int | None = Field(default=None, gt=0, le=MAX_ID)
     review_on: Annotated[AwareDatetime | None, Field(strict=False)] = None
 

@@ -1,4 +1,4 @@
-"""Around every request: an id, safe headers, one log line, one count."""
+"""Around every request: an id, a limit, safe headers, one log line, one count."""
 
 import secrets
 import time
@@ -8,7 +8,11 @@ from typing import Final
 import structlog
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.api.problems import unexpected_error
 
 log = structlog.get_logger("request")
 REQUESTS: Final = Counter("holdfast_requests", "Requests", ("method", "route", "status"))
@@ -32,8 +36,9 @@ _HSTS: Final = "max-age=31536000"
 class RequestMiddleware:
     """Plain ASGI: it neither buffers bodies nor adds a task per request."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +47,7 @@ class RequestMiddleware:
         request_id = secrets.token_hex(8)
         scope["request_id"] = request_id
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -55,9 +60,29 @@ class RequestMiddleware:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, self._limited(receive), send_with_headers)
+            except Exception as err:
+                answer = unexpected_error(Request(scope), err)
+                if status:
+                    # The answer has begun: the connection must break, so that it looks cut.
+                    raise
+                await answer(scope, receive, send_with_headers)
             finally:
                 self._count(scope, status, time.perf_counter() - started)
+
+    def _limited(self, receive: Receive) -> Receive:
+        left = self._max_body_bytes
+
+        async def receive_within_limit() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                # FastAPI lets only its own kind of error out of the reading of a body.
+                raise HTTPException(413)
+            return message
+
+        return receive_within_limit
 
     def _headers(self, scope: Scope, request_id: str) -> Iterable[tuple[str, str]]:
         yield from _HEADERS

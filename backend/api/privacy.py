@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import Field, SecretStr, StrictBool, model_validator
 
+from backend.api import examples
 from backend.api.dependencies import (
     AdminActor,
     Answer,
@@ -38,7 +39,7 @@ PlanDigest = Annotated[
 ]
 
 
-class ExportBody(Body):
+class ExportBody(Body, json_schema_extra=examples.of(examples.EXPORT)):
     user_id: UserId
     # Closed sets arrive as text, so they alone are not strict.
     format: Annotated[ExportFormat, Field(strict=False)] = ExportFormat.JSON
@@ -51,29 +52,28 @@ class ExportBody(Body):
     )
 
 
-class ImportBody(Body):
+class ImportBody(Body, json_schema_extra=examples.of(examples.IMPORT)):
     user_id: UserId | None = Field(default=None, description="Refuse an export of anyone else.")
     dry_run: bool = False
     export: dict[str, Any] = Field(description="A JSON export of this service, as it was given.")
 
 
-class DeleteBody(Body):
+class DeleteBody(Body, json_schema_extra=examples.of(examples.DELETE)):
     user_id: UserId
     mode: Annotated[EraseMode, Field(strict=False)]
     reason: str = Field(
         min_length=1,
         max_length=200,
         description="Kind of request, for the audit trail; do not name the person.",
-        examples=["request under art. 17"],
     )
     dry_run: bool = False
     plan_digest: PlanDigest = None
 
 
-class ConsentBody(Body):
-    purpose: str = Field(min_length=1, max_length=64, examples=["marketing"])
+class ConsentBody(Body, json_schema_extra=examples.of(examples.CONSENT)):
+    purpose: str = Field(min_length=1, max_length=64)
     granted: StrictBool
-    notice_version: str | None = Field(default=None, max_length=64, examples=["2026-11"])
+    notice_version: str | None = Field(default=None, max_length=64)
     evidence: str | None = Field(
         default=None,
         min_length=1,
@@ -88,7 +88,7 @@ class ImportedTable(Answer):
     skipped: int
 
 
-class ImportAnswer(Answer):
+class ImportAnswer(Answer, json_schema_extra=examples.of(examples.IMPORTED)):
     user_id: int
     dry_run: bool
     tables: dict[str, ImportedTable]
@@ -107,7 +107,7 @@ class RetainedRows(Answer):
     until: datetime | date | None
 
 
-class DeleteAnswer(Answer):
+class DeleteAnswer(Answer, json_schema_extra=examples.of(examples.DELETED)):
     erasure_id: UUID
     status: str = Field(description="`complete`, or `planned` for a dry run.")
     mode: EraseMode
@@ -143,7 +143,7 @@ class PurposeState(Answer):
     notice_version: str | None
 
 
-class ConsentEvent(Answer):
+class ConsentEvent(Answer, json_schema_extra=examples.of(examples.CONSENT_EVENT)):
     id: UUID
     purpose: str
     granted: bool
@@ -152,7 +152,7 @@ class ConsentEvent(Answer):
     recorded_at: datetime
 
 
-class ConsentAnswer(Answer):
+class ConsentAnswer(Answer, json_schema_extra=examples.of(examples.CONSENT_STATE)):
     user_id: int
     purposes: dict[str, PurposeState]
     history: list[ConsentEvent] = Field(description="Oldest first.")

@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457), the same shape for every one."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +13,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from backend.errors import HoldfastError, UnauthenticatedError, UnavailableError
+from backend.errors import (
+    BodyTooLargeError,
+    HoldfastError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from backend.logs import where
 
 log = structlog.get_logger(__name__)
@@ -56,13 +62,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of *app* as a problem document."""
+    """Answer the errors of *app* as problem documents; `RequestMiddleware` does the unforeseen."""
     app.add_exception_handler(HoldfastError, _holdfast_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DBAPIError, _database_error)
     app.add_exception_handler(PoolTimeoutError, _database_error)
-    app.add_exception_handler(Exception, _unexpected_error)
 
 
 def problem_response(request: Request, err: HoldfastError) -> JSONResponse:
@@ -107,14 +112,17 @@ async def _invalid_request(request: Request, err: Exception) -> JSONResponse:
     if not isinstance(err, RequestValidationError):
         raise err
     # What was sent is left out: it may be somebody's data.
-    errors = [
-        {"at": ".".join(str(part) for part in e["loc"])[:100], "problem": e["msg"][:200]}
-        for e in err.errors()
-    ]
+    errors = [{"at": _place(e), "problem": e["msg"][:200]} for e in err.errors()]
     detail = "; ".join(f"{e['at']}: {e['problem']}" for e in errors[:3])
     return _answer(
         request, 422, "The request is not valid", detail, "invalid_request", {"errors": errors[:20]}
     )
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """Say where in the request an error is; a name that we did not give is not repeated."""
+    parts = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    return ".".join(str(part) for part in parts)
 
 
 async def _http_error(request: Request, err: Exception) -> JSONResponse:
@@ -123,6 +131,8 @@ async def _http_error(request: Request, err: Exception) -> JSONResponse:
     status = HTTPStatus(err.status_code)
     if status is HTTPStatus.UNAUTHORIZED:
         return problem_response(request, UnauthenticatedError("send a bearer token"))
+    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return problem_response(request, BodyTooLargeError("send less at once"))
     code = status.name.lower()
     headers = dict(err.headers) if err.headers else None
     return _answer(request, status, status.phrase, status.description, code, headers=headers)
@@ -132,10 +142,11 @@ async def _database_error(request: Request, err: Exception) -> JSONResponse:
     if isinstance(err, OperationalError | InterfaceError | PoolTimeoutError):
         log.error("database_unavailable", error=type(err).__name__)
         return problem_response(request, UnavailableError("the database does not answer now"))
-    return await _unexpected_error(request, err)
+    return unexpected_error(request, err)
 
 
-async def _unexpected_error(request: Request, err: Exception) -> JSONResponse:
+def unexpected_error(request: Request, err: Exception) -> JSONResponse:
+    """Answer what nobody foresaw: with its request id, and nothing of its words."""
     # The class alone: the words of an error may quote a row.
     log.error("unexpected_error", error=type(err).__name__, where=where(err))
     return problem_response(request, HoldfastError("the failure was logged under this request id"))

@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 
+from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
 from backend.api.privacy import PlanDigest
 from backend.api.problems import problems
@@ -15,14 +16,14 @@ from backend.services.retention_service import Policy, PolicyState, get_retentio
 from backend.settings import MAX_RETENTION_DAYS, RetentionAction
 
 router = APIRouter(prefix="/security/retention", tags=["retention"])
-DataType = Annotated[str, Field(min_length=1, max_length=64, examples=["feedback"])]
+DataType = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class PolicyBody(Body):
+class PolicyBody(Body, json_schema_extra=examples.of(examples.POLICY)):
     data_type: DataType
-    retention_days: int | None = Field(default=None, gt=0, le=MAX_RETENTION_DAYS, examples=[365])
+    retention_days: int | None = Field(default=None, gt=0, le=MAX_RETENTION_DAYS)
     retention_period: str | None = Field(
-        default=None, max_length=32, description="ISO 8601, instead of days.", examples=["P7Y"]
+        default=None, max_length=32, description="ISO 8601, instead of days."
     )
     action: Annotated[RetentionAction, Field(strict=False)]
     enabled: bool = True
@@ -40,9 +41,9 @@ class PolicyBody(Body):
         return Period.of_days(self.retention_days or 0)
 
 
-class PolicyAnswer(Answer):
+class PolicyAnswer(Answer, json_schema_extra=examples.of(examples.POLICY_IN_FORCE)):
     data_type: str
-    retention_period: str = Field(examples=["P7Y"])
+    retention_period: str
     action: RetentionAction
     enabled: bool
     source: str = Field(description="`environment` or `api`.")
@@ -60,7 +61,7 @@ class PolicyAnswer(Answer):
         }
 
 
-class PolicyItem(PolicyAnswer):
+class PolicyItem(PolicyAnswer, json_schema_extra=examples.of(examples.POLICY_STATE)):
     rows: int = Field(description="All rows of the table.")
     due: int = Field(description="Rows due now, held ones included.")
     held: int = Field(description="Due rows that a legal hold keeps.")
@@ -83,7 +84,7 @@ class PoliciesAnswer(Answer):
     items: list[PolicyItem]
 
 
-class ApplyBody(Body):
+class ApplyBody(Body, json_schema_extra=examples.of(examples.APPLY)):
     dry_run: bool
     data_type: DataType | None = Field(default=None, description="Only this one; default all.")
     plan_digest: PlanDigest = None
@@ -98,7 +99,7 @@ class PolicyResultAnswer(Answer):
     affected: int
 
 
-class ApplyAnswer(Answer):
+class ApplyAnswer(Answer, json_schema_extra=examples.of(examples.APPLIED)):
     run_id: UUID
     dry_run: bool
     plan_digest: str

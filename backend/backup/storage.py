@@ -23,24 +23,33 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 _PARTIAL: Final = ".partial-"
 
 
+def make_private_folder(path: Path) -> None:
+    """Make *path*, and what is missing above it, for its owner alone."""
+    for folder in reversed([above for above in path.parents if not above.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def may_be_folder(path: Path) -> bool:
+    """Say whether *path* is, or can be made, a folder that we may write; make nothing."""
+    there = next(above for above in (path, *path.parents) if above.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 class LocalStore:
     """
-    A folder: 0700, its files 0600, whatever the umask.
+    A folder, made at the first write: 0700, its files 0600, whatever the umask.
 
     Raises:
-        ConfigurationError: The folder cannot be made or written.
+        ConfigurationError: Another scheme than a folder's, or no folder lies there.
     """
 
     def __init__(self, location: str) -> None:
         if "://" in location and not location.startswith("file://"):
             raise ConfigurationError("BACKUP_URL: only a folder is supported, not this scheme")
         self._folder = Path(location.removeprefix("file://")).absolute()
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as err:
-            raise ConfigurationError(
-                f"BACKUP_URL: the folder cannot be made: {err.strerror}"
-            ) from None
+        if not may_be_folder(self._folder):
+            raise ConfigurationError(f"BACKUP_URL: {self._folder} cannot be a folder of ours")
 
     def location(self, name: str) -> str:
         return str(self._folder / name)
@@ -57,6 +66,7 @@ class LocalStore:
         final = self._path(name)
         partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         try:
+            make_private_folder(self._folder)
             descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -89,9 +99,10 @@ class LocalStore:
             raise NotFoundError(f"{name} is not in the backup store") from None
         except OSError as err:
             raise BackupDamagedError(f"{name} is no plain file: {err.strerror}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BackupDamagedError(f"{name} is no plain file")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BackupDamagedError(f"{name} is no plain file")
             yield file
 
     def read(self, name: str, limit_bytes: int) -> bytes:
@@ -112,8 +123,9 @@ class LocalStore:
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is gone already is no error."""
-        self._path(name).unlink(missing_ok=True)
-        self._sync_folder()
+        with suppress(FileNotFoundError):
+            self._path(name).unlink()
+            self._sync_folder()
 
     def sweep(self) -> int:
         """Remove what killed writers left half-written; return how many."""

@@ -13,12 +13,25 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import Column, Date, DateTime, MetaData, String, Table, Uuid
+from sqlalchemy import (
+    Column,
+    Date,
+    DateTime,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    UniqueConstraint,
+    Uuid,
+)
 from sqlalchemy.types import TypeDecorator
 
 _KEY: Final = "privacy"
 ANONYMIZED_AT: Final = "anonymized_at"
 RESTRICTED_AT: Final = "restricted_at"
+# 128 bits as hexadecimal digits.
+RANDOM_ID_CHARS: Final = 32
 
 
 class DataMapError(Exception):
@@ -237,10 +250,13 @@ class DataMap:
             if rule.owned_by is None:
                 mapped[table.name] = MappedTable(table, rule, columns)
                 continue
-            link = table.c[rule.owned_by]
-            (foreign_key,) = link.foreign_keys
-            parent = mapped[foreign_key.column.table.name]
-            mapped[table.name] = MappedTable(table, rule, columns, link, parent)
+            link = table.c.get(rule.owned_by)
+            parents = [] if link is None else [key.column.table.name for key in link.foreign_keys]
+            if len(parents) != 1:
+                raise DataMapError(f"table {table.name}: {rule.owned_by} leads to no one table")
+            mapped[table.name] = MappedTable(table, rule, columns, link, mapped[parents[0]])
+        for one in mapped.values():
+            _check(one)
         return cls(tuple(mapped.values()))
 
     def __getitem__(self, name: str) -> MappedTable:
@@ -273,6 +289,18 @@ class DataMap:
                     yield mapped, column
 
 
+def _check(mapped: MappedTable) -> None:
+    """Refuse a table whose rules its columns cannot follow."""
+    rule, columns = mapped.rule, mapped.table.c
+    if rule.retention is not None and rule.retention.anchor not in columns:
+        raise DataMapError(f"table {mapped.name} has no column {rule.retention.anchor}")
+    if rule.statute is not None and mapped.clock is None:
+        raise DataMapError(f"table {mapped.name}: a law keeps it, and no period says how long")
+    stays = rule.role is not TableRole.CONTROL and not rule.always_delete
+    if stays and ANONYMIZED_AT not in columns:
+        raise DataMapError(f"table {mapped.name} has no column {ANONYMIZED_AT} to mark its rows")
+
+
 def _declared(column: Column[Any]) -> Personal | NotPersonal:
     rule = column.info.get(_KEY)
     where = f"{column.table.name}.{column.name}"
@@ -282,11 +310,27 @@ def _declared(column: Column[Any]) -> Personal | NotPersonal:
         raise DataMapError(f"column {where} is declared neither personal nor not personal")
     if rule.on_erase is OnErase.NULL and not column.nullable:
         raise DataMapError(f"{where} is NOT NULL and cannot be erased to NULL")
-    if rule.on_erase is OnErase.CONSTANT and (column.unique or rule.constant is None):
+    if rule.on_erase is OnErase.CONSTANT and (_is_unique(column) or rule.constant is None):
         raise DataMapError(f"{where} cannot be erased to one constant")
     kind = column.type.impl if isinstance(column.type, TypeDecorator) else column.type
     if rule.on_erase is OnErase.MONTH and not isinstance(kind, Date | DateTime):
         raise DataMapError(f"{where} is no date and cannot be coarsened to a month")
-    if rule.on_erase is OnErase.RANDOM and not isinstance(kind, Uuid | String):
+    if rule.on_erase is OnErase.RANDOM and not _holds_random_id(kind):
         raise DataMapError(f"{where} cannot hold a random id")
     return rule
+
+
+def _is_unique(column: Column[Any]) -> bool:
+    sets = [
+        part.columns
+        for part in (*column.table.constraints, *column.table.indexes)
+        if isinstance(part, PrimaryKeyConstraint | UniqueConstraint)
+        or (isinstance(part, Index) and part.unique)
+    ]
+    return bool(column.unique) or any(list(columns) == [column] for columns in sets)
+
+
+def _holds_random_id(kind: object) -> bool:
+    if isinstance(kind, String):
+        return (kind.length or RANDOM_ID_CHARS) >= RANDOM_ID_CHARS
+    return isinstance(kind, Uuid)

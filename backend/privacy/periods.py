@@ -2,7 +2,8 @@
 Retention periods: ISO 8601 durations of whole days or calendar units.
 
 7 x 365 days are two days short of seven years, so `P7Y` is counted by the calendar. Where the
-calendar has no such day (29 February), the later day counts: data never leaves early.
+calendar has no such day (29 February), the next month's start counts: data never leaves early,
+and what comes later never leaves sooner.
 """
 
 import calendar
@@ -13,10 +14,10 @@ from typing import Final, Self, TypeVar
 
 from backend.errors import RefusedError
 
-_ISO: Final = re.compile(r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?")
+_ISO: Final = re.compile(r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?", re.ASCII)
 # A century: a longer period is a typing error.
 _MAX_DAYS: Final = 36_500
-_DAYS_PER_MONTH: Final = 30
+_MAX_MONTHS: Final = 1_200
 
 Moment = TypeVar("Moment", date, datetime)
 
@@ -50,7 +51,8 @@ class Period:
 
     @classmethod
     def _checked(cls, months: int, days: int, text: str) -> Self:
-        if not 0 < _DAYS_PER_MONTH * months + days <= _MAX_DAYS:
+        # Each part of its own limit: together they come to a century at most.
+        if not 0 < months * _MAX_DAYS + days * _MAX_MONTHS <= _MAX_DAYS * _MAX_MONTHS:
             raise RefusedError(f"a retention period is between 1 day and 100 years, not {text}")
         return cls(months, days)
 
@@ -67,20 +69,24 @@ class Period:
         return " and ".join(f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in parts if n)
 
     def cutoff(self, now: datetime) -> datetime:
-        """Return the latest anchor that is due at *now*."""
-        return _add_months(now, -self.months) - timedelta(days=self.days)
+        """Return the latest anchor that is due at *now*: the last whose `end` is not after it."""
+        shifted, fits = _shift(now - timedelta(days=self.days), -self.months)
+        return shifted if fits else shifted - timedelta(microseconds=1)
 
     def end(self, anchor: Moment) -> Moment:
         """Return when a row with this *anchor* becomes due, to the same exactness."""
-        shifted = _add_months(anchor, self.months)
-        if shifted.day != anchor.day:
-            # 29 February plus a year is 1 March.
-            shifted += timedelta(days=1)
-        return shifted + timedelta(days=self.days)
+        return _shift(anchor, self.months)[0] + timedelta(days=self.days)
 
 
-def _add_months(moment: Moment, months: int) -> Moment:
-    index = moment.year * 12 + moment.month - 1 + months
-    year, month = divmod(index, 12)
-    last = calendar.monthrange(year, month + 1)[1]
-    return moment.replace(year=year, month=month + 1, day=min(moment.day, last))
+def _shift(moment: Moment, months: int) -> tuple[Moment, bool]:
+    """
+    Move *moment* by calendar months and say whether that month has its day.
+
+    Where it has not, the start of the month after it stands in.
+    """
+    year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
+    if moment.day <= calendar.monthrange(year, month + 1)[1]:
+        return moment.replace(year=year, month=month + 1), True
+    if isinstance(moment, datetime):
+        moment = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return moment.replace(year=year, month=month + 2, day=1), False

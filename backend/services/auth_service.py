@@ -25,12 +25,11 @@ from backend.errors import (
 from backend.models import RevokedToken, Role, User
 from backend.models.people import EMAIL_INDEX
 from backend.services.audit_service import ANYONE, Actor, get_audit_service
-from backend.services.encryption_service import write_secret
-from backend.settings import get_settings
+from backend.services.encryption_service import read_secret, write_secret
+from backend.settings import MAX_EMAIL_CHARS, MIN_JWT_SECRET_CHARS, get_settings, is_address
 
 log = structlog.get_logger(__name__)
 JWT_SECRET_FILE: Final = "jwt.secret"  # noqa: S105 - the name of a file
-MAX_EMAIL_CHARS: Final = 254
 
 
 class WrongPasswordError(UnauthenticatedError):
@@ -76,7 +75,7 @@ class AuthService:
             get_audit_service().record(
                 session, "sign_in", actor.during(request_id), subject=user.uid
             )
-        return bearer.issue(user.id, secret=self._secret(), lifetime=token_lifetime(), now=now)
+        return bearer.issue(user.id, secret=_secret(), lifetime=token_lifetime(), now=now)
 
     def authenticate(self, token: str, request_id: str | None) -> SignedIn:
         """
@@ -85,7 +84,7 @@ class AuthService:
         Raises:
             UnauthenticatedError: Invalid, revoked, or of an account that is gone.
         """
-        claims = bearer.verify(token, secret=self._secret())
+        claims = bearer.verify(token, secret=_secret())
         revoked = exists().where(RevokedToken.token_id == claims.token_id)
         statement = select(User.uid, User.role, User.is_active, User.tokens_valid_after).where(
             User.id == claims.user_id, ~revoked
@@ -116,7 +115,7 @@ class AuthService:
             RefusedError: No e-mail address, or a password that is too short or too long.
             ConflictError: The address has an account.
         """
-        if not 3 <= len(email) <= MAX_EMAIL_CHARS or "@" not in email[1:-1]:  # noqa: PLR2004 - a@b
+        if not is_address(email.strip()):
             raise RefusedError("this is no e-mail address")
         if self._find(session, email):
             raise ConflictError("this e-mail address has an account already")
@@ -155,14 +154,31 @@ class AuthService:
         self.create_user(session, email, password, actor, Role.ADMIN)
         return email, password
 
-    def prepare_secret(self) -> None:
+    def find_secret(self) -> str | None:
         """
-        Make sure that tokens can be signed.
+        Return what tokens are signed with; `None` in development where it is not made yet.
 
         Raises:
-            ConfigurationError: `JWT_SECRET_KEY` is not set in production.
+            ConfigurationError: `JWT_SECRET_KEY` is not set in production, or its file is damaged.
         """
-        self._secret()
+        settings = get_settings()
+        if settings.jwt_secret_key is not None:
+            return settings.jwt_secret_key.get_secret_value()
+        if settings.is_production:
+            raise ConfigurationError("JWT_SECRET_KEY is not set")
+        path = settings.data_dir / JWT_SECRET_FILE
+        text = read_secret(path)
+        if text is not None and len(text) < MIN_JWT_SECRET_CHARS:
+            raise ConfigurationError(f"{path} is damaged: remove it, and everybody signs in again")
+        return text
+
+    def prepare_secret(self) -> None:
+        """Make sure that tokens can be signed."""
+        if self.find_secret() is None:
+            path = get_settings().data_dir / JWT_SECRET_FILE
+            if write_secret(path, secrets.token_urlsafe(48)):
+                log.warning("jwt_secret_generated", path=str(path))
+        _secret.cache_clear()
 
     def _find(self, session: Session, email: str) -> User | None:
         # Lone surrogates cannot be encoded, and no address has a megabyte.
@@ -177,28 +193,13 @@ class AuthService:
             )
         return passwords.hash_password(password)
 
-    def _secret(self) -> str:
-        configured = get_settings().jwt_secret_key
-        return configured.get_secret_value() if configured else _development_secret()
 
-
-def _development_secret() -> str:
-    settings = get_settings()
-    if settings.is_production:
-        raise ConfigurationError("JWT_SECRET_KEY is not set")
-    path = settings.data_dir / JWT_SECRET_FILE
-    try:
-        return _read_secret(str(path.absolute()))
-    except FileNotFoundError:
-        write_secret(path, secrets.token_urlsafe(48))
-        log.warning("jwt_secret_generated", path=str(path))
-        return _read_secret(str(path.absolute()))
-
-
-@lru_cache(maxsize=8)
-def _read_secret(path: str) -> str:
-    with open(path) as file:  # noqa: PTH123 - keyed by text for the cache
-        return file.read()
+@lru_cache(maxsize=1)
+def _secret() -> str:
+    secret = get_auth_service().find_secret()
+    if secret is None:
+        raise ConfigurationError("no secret for tokens is prepared yet")
+    return secret
 
 
 def token_lifetime() -> timedelta:

@@ -18,8 +18,8 @@ from backend.crypto.columns import Encrypted
 from backend.crypto.files import KeyringLock
 from backend.crypto.keyring import KEY_BYTES, Keyring, RootKey, parse_key
 from backend.crypto.values import TEXT_PREFIX, VERSION, encode_token, value_scope
-from backend.db_utils import get_engine, session_scope
-from backend.errors import ConfigurationError
+from backend.db_utils import database_may_exist, get_engine, session_scope
+from backend.errors import ConfigurationError, ConflictError, KeyFormatError
 from backend.models import DATA_MAP, EncryptionKey
 from backend.settings import Settings, get_settings
 
@@ -58,33 +58,59 @@ class EncryptionService:
         """Return a fresh key as base64 of 32 random bytes; it is stored nowhere."""
         return base64.b64encode(os.urandom(KEY_BYTES)).decode()
 
-    def load(self) -> Keyring:
+    def find(self) -> Keyring | None:
         """
-        Read the configured keys and make them this process's keyring.
+        Read the configured keys and make nothing.
 
-        In development a missing key is made once, where no data needs another one.
+        Returns:
+            `None` in development where there is no key yet and no data needs one.
 
         Raises:
             ConfigurationError: A key is malformed, missing in production, or missing although
                 data exists; the message says which key id is expected.
         """
         settings = get_settings()
-        primary = settings.encryption_key
-        text = primary.get_secret_value() if primary else self._stored_key(settings)
-        previous = settings.encryption_keys_previous
-        others = previous.get_secret_value().split(",") if previous else []
-        keys = Keyring(RootKey(parse_key(text)), [RootKey(parse_key(key)) for key in others])
+        given = settings.encryption_key
+        primary = (
+            _root_key("ENCRYPTION_KEY", given.get_secret_value())
+            if given is not None
+            else self._stored_key(settings)
+        )
+        listed = settings.encryption_keys_previous
+        previous = [
+            _root_key("ENCRYPTION_KEYS_PREVIOUS", key)
+            for key in (listed.get_secret_value().split(",") if listed else [])
+        ]
+        return Keyring(primary, previous) if primary else None
+
+    def load(self) -> Keyring:
+        """
+        Make the configured keys this process's keyring; make a missing one, where `find` may.
+
+        Raises:
+            ConfigurationError: As `find`.
+        """
+        keys = self.find()
+        if keys is None:
+            path = get_settings().data_dir / KEY_FILE
+            if write_secret(path, self.generate_key()):
+                log.warning("encryption_key_generated", path=str(path), advice="keep a copy")
+            # Another process may have been first: then its key counts.
+            return self.load()
         keyring.install(keys)
         return keys
 
-    def check(self, session: Session) -> None:
+    def check(self, session: Session, configured: Keyring | None = None) -> None:
         """
-        Prove that the configured keys are those that the data of *session* was sealed with.
+        Prove that the data of *session* was sealed with keys that we have.
+
+        Args:
+            configured: Keys to prove instead of this process's.
 
         Raises:
             ConfigurationError: A key is wrong or missing; names the key ids.
         """
-        keys = {key.key_id.hex(): key for key in self._keys().keys}
+        keys = {key.key_id.hex(): key for key in (configured or self._keys()).keys}
         known = {row.key_id: row for row in session.scalars(select(EncryptionKey))}
         if missing := sorted(set(known) - set(keys)):
             raise ConfigurationError(
@@ -146,28 +172,32 @@ class EncryptionService:
         except ConfigurationError:
             return self.load()
 
-    def _stored_key(self, settings: Settings) -> str:
-        """Return the development key, made at its first use."""
+    def _stored_key(self, settings: Settings) -> RootKey | None:
+        """Return the development key, if it was made already."""
         if settings.is_production:
             raise ConfigurationError(f"ENCRYPTION_KEY is not set{self._expected_key()}")
         path = settings.data_dir / KEY_FILE
-        if path.exists():
-            return path.read_text()
+        if text := read_secret(path):
+            return _root_key(str(path), text)
         if expected := self._expected_key():
             raise ConfigurationError(f"ENCRYPTION_KEY is not set and {path} is gone{expected}")
-        text = self.generate_key()
-        write_secret(path, text)
-        log.warning("encryption_key_generated", path=str(path), advice="keep a copy elsewhere")
-        return text
+        return None
 
     def _expected_key(self) -> str:
         """Name the keys that existing data and backups need; empty where there are none yet."""
         ids = claimed_key_ids(LocalStore(get_settings().backup_location))
-        engine = get_engine()
-        if inspect(engine).has_table(EncryptionKey.__tablename__):
+        engine = get_engine() if database_may_exist() else None
+        if engine is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
             with session_scope(engine, read_only=True) as session:
                 ids.update(session.scalars(select(EncryptionKey.key_id)))
         return f"; the data needs key {', '.join(sorted(ids))}" if ids else ""
+
+
+def _root_key(source: str, text: str) -> RootKey:
+    try:
+        return RootKey(parse_key(text))
+    except KeyFormatError as err:
+        raise KeyFormatError(f"{source}: {err.detail}") from None
 
 
 def _sealed_with(column: ColumnElement[Any], key: RootKey) -> ColumnElement[bool]:
@@ -178,14 +208,32 @@ def _sealed_with(column: ColumnElement[Any], key: RootKey) -> ColumnElement[bool
     return func.substr(column, 1, size).in_(prefixes)
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Write a new 0600 file, whole and durable."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+def read_secret(path: Path) -> str | None:
+    """
+    Read a file that `write_secret` wrote; `None` where there is none.
+
+    Raises:
+        ConfigurationError: It is empty or no text.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text:
+        raise ConfigurationError(f"{path} cannot be read: restore it from your copy")
+    return text
+
+
+def write_secret(path: Path, text: str) -> bool:
+    """Write a new 0600 file, whole and durable; say whether it is ours or was there already."""
+    try:
+        with LocalStore(str(path.parent)).create(path.name) as file:
+            file.write(text.encode())
+    except ConflictError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)

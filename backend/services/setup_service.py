@@ -1,15 +1,14 @@
 """Getting ready: folder, keys, schema, first admin; and clearing up after a crash."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import structlog
-from sqlalchemy import inspect, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, inspect, select
+from sqlalchemy.exc import DBAPIError
 
+from backend.backup.storage import make_private_folder, may_be_folder
 from backend.db_utils import database_may_exist, get_engine, session_scope
 from backend.errors import ConfigurationError
 from backend.models import EncryptionKey, Installation
@@ -17,7 +16,7 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.encryption_service import get_encryption_service
-from backend.services.ledger_service import get_ledger_service
+from backend.services.ledger_service import get_ledger_service, store
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
 from backend.settings import get_settings
@@ -44,15 +43,11 @@ class SetupService:
             ConfigurationError: The folder cannot be written, a key is wrong or missing, or the
                 database is ahead of this version; nothing is changed then.
         """
-        self._reach()
-        engine = get_engine()
-        get_schema_service().refuse_newer(engine)
+        self._look()
+        self._make_folder()
         get_encryption_service().load()
         get_auth_service().prepare_secret()
-        if inspect(engine).has_table(EncryptionKey.__tablename__):
-            # Before the schema is touched: with the wrong key nothing may change.
-            self._check_keys()
-        migrated = get_schema_service().upgrade(engine)
+        migrated = get_schema_service().upgrade(get_engine())
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
             if session.scalar(select(Installation.id)) is None:
@@ -70,11 +65,11 @@ class SetupService:
         """
         if not database_may_exist():
             raise ConfigurationError("there is no database yet: run `python db_cli.py init`")
-        self._reach()
+        self._look()
         get_schema_service().require_current(get_engine())
+        self._make_folder()
         get_encryption_service().load()
         get_auth_service().prepare_secret()
-        self._check_keys()
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
 
@@ -88,29 +83,38 @@ class SetupService:
                 replayed = get_restore_service().recover(session)
                 log.warning("ledger_replayed", erasures=replayed.erasures)
 
-    def _reach(self) -> None:
-        """Check folder and database before anything depends on them."""
-        folder = get_settings().data_dir
+    def _look(self) -> None:
+        """Refuse what cannot work before anything is made or changed."""
+        folder = get_settings().data_dir.absolute()
+        if not may_be_folder(folder):
+            raise ConfigurationError(f"DATA_DIR: {folder} cannot be a folder of ours")
+        store()
+        get_auth_service().find_secret()
+        engine = get_engine() if database_may_exist() else None
+        if engine is not None:
+            self._connect(engine)
+        keys = get_encryption_service().find()
+        if engine is not None:
+            get_schema_service().refuse_newer(engine)
+            if keys is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
+                with session_scope(read_only=True) as session:
+                    get_encryption_service().check(session, keys)
+
+    def _connect(self, engine: Engine) -> None:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, probe = tempfile.mkstemp(dir=folder)
-            os.close(descriptor)
-            os.unlink(probe)  # noqa: PTH108 - mkstemp gives text
-        except OSError as err:
+            engine.connect().close()
+        except DBAPIError as err:
+            reason = str(err.orig).splitlines()[0]
             raise ConfigurationError(
-                f"DATA_DIR: {folder} cannot be written: {err.strerror}"
-            ) from None
-        try:
-            get_engine().connect().close()
-        except (OperationalError, OSError) as err:
-            reason = str(err.orig if isinstance(err, OperationalError) else err).splitlines()[0]
-            raise ConfigurationError(
-                f"DATABASE_URL: the database cannot be reached: {reason}"
+                f"DATABASE_URL: the database cannot be opened: {reason}"
             ) from None
 
-    def _check_keys(self) -> None:
-        with session_scope(read_only=True) as session:
-            get_encryption_service().check(session)
+    def _make_folder(self) -> None:
+        folder = get_settings().data_dir
+        try:
+            make_private_folder(folder)
+        except OSError as err:
+            raise ConfigurationError(f"DATA_DIR: {folder} cannot be made: {err.strerror}") from None
 
 
 @lru_cache(maxsize=1)

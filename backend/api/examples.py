@@ -1,0 +1,148 @@
+"""Examples of bodies and answers for the OpenAPI document; a test sends and checks each."""
+
+from typing import Any, Final
+
+_BACKUP_ID: Final = "3f8a1c6b-9d2e-4f30-a5b8-c1d4e7f0a3b6"
+_RUN_ID: Final = "8b0d5a52-6f5e-4f0c-9a43-0c6f5b2f1d77"
+_DIGEST: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_AT: Final = "2026-11-24T02:00:00Z"
+
+Example = dict[str, Any]
+
+SIGN_IN: Final[Example] = {
+    "grant_type": "password",
+    "username": "admin@example.com",
+    "password": "correct horse battery",
+}
+TOKEN: Final[Example] = {
+    "access_token": "eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.…",
+    "token_type": "bearer",
+    "expires_in": 1800,
+}
+ME: Final[Example] = {"user_id": 7, "role": "user"}
+
+EXPORT: Final[Example] = {"user_id": 7, "format": "json"}
+IMPORT: Final[Example] = {
+    "user_id": 7,
+    "dry_run": True,
+    "export": {"format": "…", "version": 1, "subject": {"user_id": 7}, "data": {"users": []}},
+}
+IMPORTED: Final[Example] = {
+    "user_id": 7,
+    "dry_run": True,
+    "tables": {"bookings": {"restored": 2, "unchanged": 1, "skipped": 0}},
+}
+DELETE: Final[Example] = {
+    "user_id": 7,
+    "mode": "anonymize",
+    "reason": "request under art. 17",
+    "dry_run": True,
+}
+DELETED: Final[Example] = {
+    "erasure_id": _RUN_ID,
+    "status": "complete",
+    "mode": "anonymize",
+    "dry_run": False,
+    "plan_digest": _DIGEST,
+    "tables": {
+        "users": {"deleted": 0, "anonymized": 1, "retained": 0},
+        "invoices": {"deleted": 0, "anonymized": 0, "retained": 3},
+        "feedback": {"deleted": 0, "anonymized": 2, "retained": 0},
+    },
+    "retained": [
+        {"table": "invoices", "rows": 3, "ground": "commercial and tax law", "until": "2033-11-24"},
+    ],
+    "backups_expire_at": "2027-02-22T02:00:00Z",
+}
+CONSENT: Final[Example] = {"purpose": "marketing", "granted": True, "notice_version": "2026-11"}
+CONSENT_EVENT: Final[Example] = {
+    "id": _RUN_ID,
+    "purpose": "marketing",
+    "granted": True,
+    "notice_version": "2026-11",
+    "method": "self",
+    "recorded_at": _AT,
+}
+CONSENT_STATE: Final[Example] = {
+    "user_id": 7,
+    "purposes": {"marketing": {"granted": True, "since": _AT, "notice_version": "2026-11"}},
+    "history": [CONSENT_EVENT],
+}
+
+POLICY: Final[Example] = {
+    "data_type": "feedback",
+    "retention_days": 365,
+    "action": "delete",
+    "enabled": True,
+}
+POLICY_IN_FORCE: Final[Example] = {
+    "data_type": "invoice",
+    "retention_period": "P10Y",
+    "action": "anonymize",
+    "enabled": True,
+    "source": "api",
+    "updated_at": _AT,
+}
+POLICY_STATE: Final[Example] = POLICY_IN_FORCE | {
+    "rows": 340,
+    "due": 12,
+    "held": 2,
+    "last_run_at": _AT,
+}
+APPLY: Final[Example] = {"dry_run": True, "data_type": "feedback"}
+_RESULT: Final[Example] = {
+    "data_type": "feedback",
+    "action": "delete",
+    "cutoff": "2025-11-24T02:00:00Z",
+    "matched": 12,
+    "held": 2,
+    "affected": 10,
+}
+APPLIED: Final[Example] = {
+    "run_id": _RUN_ID,
+    "dry_run": False,
+    "plan_digest": _DIGEST,
+    "results": [_RESULT],
+}
+
+HOLD: Final[Example] = {"scope": "person", "user_id": 7, "reason": "claim of 2026-11"}
+
+BACKUP: Final[Example] = {"label": "before the upgrade"}
+BACKED_UP: Final[Example] = {
+    "id": _BACKUP_ID,
+    "label": "before the upgrade",
+    "status": "complete",
+    "size_bytes": 4_194_304,
+    "sha256": _DIGEST,
+    "created_at": _AT,
+    "verified_at": _AT,
+    "location": f"/var/lib/holdfast/backups/{_BACKUP_ID}.hfb",
+    "error": None,
+}
+RESTORE: Final[Example] = {"backup_id": _BACKUP_ID, "dry_run": True}
+RESTORED: Final[Example] = {
+    "backup_id": _BACKUP_ID,
+    "status": "restored",
+    "dry_run": False,
+    "reapplied": {"erasures": 1, "consents": 1, "restrictions": 0, "retention": 3},
+    "tables": {"users": {"live": 120, "restored": 118}},
+    "previous": "/var/lib/holdfast/previous/holdfast-20261124T020000Z.db",
+}
+
+KEY_STATUS: Final[Example] = {
+    "primary": "1f9a3c5e",
+    "message_limit": 4_294_967_296,
+    "keys": [
+        {
+            "key_id": "1f9a3c5e",
+            "state": "primary",
+            "values": 1500,
+            "columns": {"users.email": 500, "users.full_name": 500, "users.phone": 500},
+        }
+    ],
+}
+
+
+def of(example: Example) -> dict[str, Example]:
+    """Wrap *example* for a model's `json_schema_extra`."""
+    return {"example": example}
