@@ -418,17 +418,18 @@ def _write_new(path: Path, chunks: Iterator[bytes]) -> None:
     """Write a new 0600 file, under its name only when it is whole."""
     if path.exists():
         raise typer.BadParameter(f"{path} exists already")
-    partial = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    # A name that nobody can have put there before, and 0600.
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
             os.fsync(descriptor)
-        partial.rename(path)
+        # A link fails where a rename would replace.
+        os.link(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        Path(partial).unlink()
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def _sqlite_engine(url: str, path: str) -> Engine:
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "checkin", _end_transaction)
     return engine
 
 
@@ -91,6 +92,13 @@ def _begin_sqlite(connection: Connection) -> None:
     # A writer takes the lock at once: upgrading a read transaction fails instead of waiting.
     read_only = connection.get_execution_options().get(_READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _end_transaction(connection: sqlite3.Connection | None, _record: Any) -> None:
+    # After a COMMIT that the database refused, SQLAlchemy gives the connection back as it is:
+    # with its transaction open and its lock held.
+    if connection is not None and connection.in_transaction:
+        connection.rollback()
 
 
 _lock = threading.Lock()

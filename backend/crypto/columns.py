@@ -13,7 +13,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any, Final, NoReturn
 
-from sqlalchemy import Column, Dialect, Table, Text, event
+from sqlalchemy import Column, ColumnElement, Dialect, Table, Text, event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.sql import operators
 from sqlalchemy.types import TypeDecorator
@@ -56,8 +56,14 @@ class Encrypted(TypeDecorator[Any]):
 
     class Comparator(TypeDecorator.Comparator[Any]):
         def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
-            if op in (operators.is_, operators.is_not) and other == (None,):
-                return super().operate(op, *other, **kwargs)
+            match other:
+                case [None] if op in (operators.is_, operators.is_not):
+                    return super().operate(op, *other, **kwargs)
+                # SQLAlchemy looks the column up in dictionaries of its own, which ask for `==`.
+                case [ColumnElement() as same] if op is operators.eq and hash(same) == hash(
+                    self.expr
+                ):
+                    return super().operate(op, *other, **kwargs)
             return self._refuse()
 
         def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - its signature
@@ -90,7 +96,8 @@ class Encrypted(TypeDecorator[Any]):
 
         return unseal
 
-    def process_literal_param(self, value: Any, dialect: Dialect) -> NoReturn:  # noqa: ARG002 - its signature
+    def literal_processor(self, dialect: Dialect) -> NoReturn:  # noqa: ARG002 - its signature
+        # Here and not at the value: SQLAlchemy would show that in its own error.
         raise InvalidRequestError("an encrypted value cannot be written into SQL text")
 
 

@@ -115,15 +115,16 @@ class PassphraseLock:
                 return AESGCM(self._stretch(slot.opener_id)).decrypt(
                     slot.wrapped[:12], slot.wrapped[12:], binding + slot.opener_id
                 )
-            except InvalidTag:
+            except (InvalidTag, ValueError):
+                # ValueError: too short to hold a nonce and a tag.
                 raise TamperedError("the passphrase is wrong or the file was changed") from None
         raise UnknownKeyError("the file does not open with a passphrase")
 
     def _stretch(self, opener_id: bytes) -> bytes:
-        salt, log_n = opener_id[:16], opener_id[-1]
-        if len(opener_id) != 17 or not _SCRYPT_LOG_N <= log_n <= _MAX_SCRYPT_LOG_N:  # noqa: PLR2004 - salt and factor
+        salt, log_n = opener_id[:16], opener_id[16:]
+        if len(log_n) != 1 or not _SCRYPT_LOG_N <= log_n[0] <= _MAX_SCRYPT_LOG_N:
             raise MalformedTokenError("the file's passphrase slot is malformed")
-        return Scrypt(salt=salt, length=32, n=2**log_n, r=8, p=1).derive(self._passphrase)
+        return Scrypt(salt=salt, length=32, n=2 ** log_n[0], r=8, p=1).derive(self._passphrase)
 
 
 class Sealer:

@@ -69,6 +69,9 @@ def _decode(text: str) -> bytes | None:
     return raw if base64.b64encode(raw).decode() == padded else None
 
 
+_CACHED_CIPHERS: Final = 1024
+
+
 class RootKey:
     """One configured key. It shows its id and nothing else."""
 
@@ -104,7 +107,8 @@ class Keyring:
         self._by_id = {key.key_id: key for key in self.keys}
         if len(self._by_id) != len(self.keys):
             raise ConfigurationError("ENCRYPTION_KEYS_PREVIOUS repeats a key")
-        self.cipher = lru_cache(maxsize=None)(self._cipher)
+        # More than there are encrypted columns; callers' own contexts must not fill the memory.
+        self.cipher = lru_cache(maxsize=_CACHED_CIPHERS)(self._cipher)
 
     def find(self, key_id: bytes) -> RootKey:
         """

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -214,6 +213,9 @@ def _zip(session: Session, data_map: DataMap, request: ExportRequest) -> Iterato
 
 def _page(session: Session, data_map: DataMap, request: ExportRequest) -> Iterator[bytes]:
     """Render the page for the person; rows are read while it is written."""
+    # Late: few processes write a page, and all would pay for it at their start.
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=select_autoescape())
     environment.filters["plain"] = plain
 

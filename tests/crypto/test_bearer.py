@@ -1,0 +1,292 @@
+"""Bearer tokens: one shape passes, and whatever else is answered with the same words."""
+
+import base64
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+from string import ascii_lowercase, ascii_uppercase, digits
+from typing import Any, Final
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fastapi.testclient import TestClient
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jose import jwt
+
+from backend.crypto import bearer
+from backend.crypto.bearer import Claims
+from backend.errors import UnauthenticatedError
+from tests.conftest import JWT_SECRET
+
+NOW: Final = datetime.now(UTC).replace(microsecond=0)
+SECOND: Final = int(NOW.timestamp())
+HEADER: Final = {"alg": "HS256", "typ": "at+jwt"}
+CLAIMS: Final[dict[str, Any]] = {
+    "sub": "7",
+    "iss": "holdfast",
+    "aud": "holdfast-api",
+    "iat": SECOND,
+    "nbf": SECOND,
+    "exp": SECOND + 1800,
+    "jti": "a-random-number",
+}
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def sign(head: str, body: str, secret: str = JWT_SECRET, digest: str = "sha256") -> str:
+    """Sign by hand, so that tokens which no library would issue carry a valid signature."""
+    signature = hmac.digest(secret.encode(), f"{head}.{body}".encode(), digest)
+    return f"{head}.{body}.{b64(signature)}"
+
+
+def token(header: object = HEADER, **changed: Any) -> str:
+    """A token of ours but for *changed* claims; `...` leaves one out."""
+    claims = {name: value for name, value in (CLAIMS | changed).items() if value is not ...}
+    return sign(b64(json.dumps(header).encode()), b64(json.dumps(claims).encode()))
+
+
+def raw(header: bytes, claims: bytes) -> str:
+    return sign(b64(header), b64(claims))
+
+
+def refused(text: str) -> None:
+    with pytest.raises(UnauthenticatedError) as refusal:
+        bearer.verify(text, secret=JWT_SECRET)
+    assert type(refusal.value) is UnauthenticatedError
+    assert refusal.value.detail == "the bearer token is not valid"
+    assert refusal.value.extra == {}
+    # Nothing of the cause is shown where an error is printed.
+    assert refusal.value.__suppress_context__
+
+
+def test_an_issued_token_passes_and_says_whose_it_is() -> None:
+    text = bearer.issue(7, secret=JWT_SECRET, lifetime=timedelta(minutes=30), now=NOW)
+    claims = bearer.verify(text, secret=JWT_SECRET)
+    assert (claims.user_id, claims.issued_at) == (7, NOW)
+    assert claims.expires_at == NOW + timedelta(minutes=30)
+    again = bearer.issue(7, secret=JWT_SECRET, lifetime=timedelta(minutes=30), now=NOW)
+    assert bearer.verify(again, secret=JWT_SECRET).token_id != claims.token_id
+    assert len(claims.token_id) >= 20
+
+
+def test_a_token_made_by_hand_passes_so_each_refusal_below_has_one_reason() -> None:
+    assert bearer.verify(token(), secret=JWT_SECRET) == Claims(
+        7, "a-random-number", NOW, NOW + timedelta(minutes=30)
+    )
+    assert len(token(sub="1" + "0" * 17)) < bearer.MAX_TOKEN_CHARS
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_token_without_one_of_the_claims_is_refused(claim: str) -> None:
+    refused(token(**{claim: ...}))
+    refused(token(**{claim: None}))
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [
+        ("aud", "another-api"),
+        ("aud", ["holdfast-api"]),
+        ("aud", ["holdfast-api", "another-api"]),
+        ("aud", {"holdfast-api": 1}),
+        ("aud", ""),
+        ("iss", "another"),
+        ("iss", ["holdfast"]),
+        ("iss", ""),
+        ("sub", 7),
+        ("sub", ""),
+        ("sub", "0"),
+        ("sub", "-7"),
+        ("sub", "07"),
+        ("sub", "7 "),
+        ("sub", "7\n"),
+        ("sub", "7.0"),
+        ("sub", "\u0667"),
+        ("sub", "9" * 19),
+        ("sub", ["7"]),
+        ("sub", True),
+        ("jti", ""),
+        ("jti", 7),
+        ("jti", ["a"]),
+        ("exp", str(SECOND + 1800)),
+        ("exp", SECOND + 1800.5),
+        ("exp", True),
+        ("exp", 10**30),
+        ("exp", 10**13),
+        ("exp", {}),
+        ("iat", str(SECOND)),
+        ("iat", float(SECOND)),
+        ("iat", True),
+        ("iat", []),
+        ("iat", -(10**30)),
+        ("nbf", "soon"),
+        ("nbf", []),
+        ("nbf", 10**30),
+    ],
+)
+def test_a_claim_of_the_wrong_value_or_type_is_refused(claim: str, value: object) -> None:
+    refused(token(**{claim: value}))
+
+
+def test_a_token_passes_between_its_times_only_give_or_take_seconds() -> None:
+    # The suite may have been imported a minute ago.
+    second = int(datetime.now(UTC).timestamp())
+    for passes in ({"exp": second - 1}, {"nbf": second + 2}, {"iat": second + 2}):
+        bearer.verify(token(**passes), secret=JWT_SECRET)
+    for late_or_early in (
+        {"exp": second - 60},
+        {"exp": 0},
+        {"exp": -1},
+        {"nbf": second + 60},
+        {"iat": second + 60},
+        # An age that a clock set back would give.
+        {"iat": second + 3600, "exp": second + 7200},
+    ):
+        refused(token(**late_or_early))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "HS256"},
+        {"alg": "HS256", "typ": "JWT"},
+        {"alg": "HS256", "typ": "AT+JWT"},
+        {"alg": "HS256", "typ": ["at+jwt"]},
+        {"alg": "hs256", "typ": "at+jwt"},
+        {"alg": "none", "typ": "at+jwt"},
+        {"alg": None, "typ": "at+jwt"},
+        {"typ": "at+jwt"},
+        HEADER | {"crit": ["exp"]},
+        HEADER | {"crit": []},
+        HEADER | {"kid": "../../dev/null"},
+        HEADER | {"jwk": {"kty": "oct", "k": b64(JWT_SECRET.encode())}},
+        HEADER | {"zip": "DEF"},
+        [HEADER],
+        "HS256",
+        None,
+        {},
+    ],
+)
+def test_any_other_header_is_refused_although_the_signature_is_right(header: object) -> None:
+    refused(token(header))
+
+
+@pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
+def test_another_algorithm_is_refused_though_the_secret_is_known(algorithm: str) -> None:
+    refused(jwt.encode(CLAIMS, JWT_SECRET, algorithm=algorithm, headers={"typ": "at+jwt"}))
+    head, body = (b64(json.dumps(part).encode()) for part in (HEADER, CLAIMS))
+    refused(sign(head, body, digest=algorithm.replace("HS", "sha")))
+
+
+def test_a_token_without_a_signature_or_of_another_key_is_refused() -> None:
+    head, body, signature = token().split(".")
+    none = b64(json.dumps({"alg": "none", "typ": "at+jwt"}).encode())
+    for text in (f"{none}.{body}.", f"{none}.{body}.{signature}", f"{head}.{body}."):
+        refused(text)
+    refused(sign(head, body, secret=JWT_SECRET + "x"))
+    refused(sign(head, body, secret=""))
+    refused(f"{head}.{body}.{b64(hashlib.sha256(f'{head}.{body}'.encode()).digest())}")
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    refused(jwt.encode(CLAIMS, pem, algorithm="RS256", headers={"typ": "at+jwt"}))
+
+
+def test_a_changed_part_is_refused() -> None:
+    text = token()
+    head, _, signature = text.split(".")
+    mine = b64(json.dumps(CLAIMS | {"sub": "1"}).encode())
+    refused(f"{head}.{mine}.{signature}")
+    for at, letter in enumerate(text):
+        refused(text[:at] + ("A" if letter != "A" else "B") + text[at + 1 :])
+
+
+def test_another_spelling_of_a_valid_token_is_refused() -> None:
+    """A token is revoked by its `jti`, and still two spellings of one are one too many."""
+    text = token()
+    head, body, signature = text.split(".")
+    # 32 bytes take 43 characters, and two bits of the last are unused.
+    alphabet = f"{ascii_uppercase}{ascii_lowercase}{digits}-_"
+    for bits in (1, 2, 3):
+        respelt = signature[:-1] + alphabet[alphabet.index(signature[-1]) ^ bits]
+        padded = [value + "=" for value in (respelt, signature)]
+        assert len({base64.urlsafe_b64decode(value) for value in padded}) == 1
+        refused(f"{head}.{body}.{respelt}")
+    for other in (
+        f"{head}.{body}.{signature}=",
+        f"{head}=.{body}.{signature}",
+        f"{text}\n",
+        f" {text}",
+        f"{text}.",
+        f".{text}",
+        f"{head}.{body}.{signature[:20]}!{signature[20:]}",
+        f"{head}.{body}.{signature[:20]} {signature[20:]}",
+        sign(f"{head}==", body),
+        sign(head, f"{body[:10]}\n{body[10:]}"),
+    ):
+        refused(other)
+
+
+def test_a_header_or_body_nested_so_deep_that_json_gives_up_is_refused() -> None:
+    deep = b"[" * 1300
+    with pytest.raises(RecursionError):
+        json.loads(deep)
+    # Short enough to get as far as being parsed.
+    for text in (raw(deep, b"{}"), raw(json.dumps(HEADER).encode(), deep)):
+        assert len(text) <= bearer.MAX_TOKEN_CHARS
+        refused(text)
+    refused(raw(b'{"a":' * 4000 + b"1" + b"}" * 4000, b"{}"))
+
+
+def test_a_token_longer_than_the_limit_is_refused_and_one_below_it_passes() -> None:
+    room = bearer.MAX_TOKEN_CHARS - len(token(extra=""))
+    bearer.verify(token(extra="x" * (room * 3 // 4 - 4)), secret=JWT_SECRET)
+    refused(token(extra="x" * room))
+    refused("A" * 10_000_000)
+
+
+@settings(max_examples=150)
+@given(st.one_of(st.text(max_size=80), st.from_regex(r"[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]*){0,4}")))
+@example("")
+@example("..")
+@example("...")
+@example("null.null.null")
+@example("bnVsbA.bnVsbA.bnVsbA")
+@example("é.é.é")
+@example("\ud800.a.a")
+@example("_w._w._w")
+def test_whatever_text_comes_is_refused_with_the_same_words(text: str) -> None:
+    refused(text)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [b"null", b"[]", b'"sub"', b"7", b"{", b"\xff\xfe", b"{}", b'{"exp": NaN}', b"1" * 900],
+)
+def test_a_signed_body_that_is_no_set_of_claims_is_refused(claims: bytes) -> None:
+    refused(raw(json.dumps(HEADER).encode(), claims))
+
+
+def test_over_http_every_refusal_is_the_same_401(client: TestClient, admin: dict[str, str]) -> None:
+    assert client.get("/auth/me", headers=admin).status_code == 200
+    answers = set()
+    for text in (
+        token(exp=SECOND - 60),
+        token(aud=...),
+        token({"alg": "none", "typ": "at+jwt"}),
+        raw(b"[" * 1000, b"{}"),
+        "A" * 4000,
+        "nonsense",
+        # Valid, and of nobody.
+        token(sub="999"),
+    ):
+        answer = client.get("/auth/me", headers={"Authorization": f"Bearer {text}"})
+        body = answer.json()
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        answers.add((answer.status_code, body["code"], body["detail"], len(body)))
+    assert answers == {(401, "unauthenticated", "the bearer token is not valid", 6)}
