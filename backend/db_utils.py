@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigurationError, UnavailableError
+from backend.folders import may_be_folder
 from backend.settings import get_settings
 
 # How long a writer waits for another before it gives up.
@@ -79,8 +80,10 @@ def _sqlite_engine(url: str, path: str) -> Engine:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own BEGIN comes too late for reads and leaks savepoints: we send it ourselves.
     connection.isolation_level = None
+    if not connection.execute("PRAGMA page_count").fetchone()[0]:
+        # Of a new file only: another program's must stay as it is until we know it to be ours.
+        connection.execute("PRAGMA journal_mode=WAL")
     for pragma in (
-        "journal_mode=WAL",
         "synchronous=FULL",  # A committed erasure survives a power cut.
         "foreign_keys=ON",
         "secure_delete=ON",  # Off, "deleted" text stays in the file.
@@ -127,8 +130,9 @@ def database_may_exist() -> bool:
         return True
     path = Path(str(url.database)).absolute()
     # `DATA_DIR` is made, no other folder.
-    if not path.parent.is_dir() and path.parent != settings.data_dir.absolute():
-        raise ConfigurationError(f"DATABASE_URL: there is no folder {path.parent}")
+    there = path.parent.is_dir() or path.parent == settings.data_dir.absolute()
+    if not there or not may_be_folder(path.parent):
+        raise ConfigurationError(f"DATABASE_URL: {path.parent} is no folder that can be written")
     return path.exists()
 
 
@@ -245,6 +249,13 @@ def _empty_wal(path: Path) -> None:
     # A reader that goes on for longer keeps the log; the next erasure empties it.
     with closing(sqlite3.connect(path, timeout=2)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def use_write_ahead_log(engine: Engine) -> None:
+    """Have readers and one writer not wait for each other, also in a file restored by hand."""
+    if engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(sqlite_path(engine))) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
 
 
 def is_storable(text: str) -> bool:

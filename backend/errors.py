@@ -33,6 +33,12 @@ class RefusedError(HoldfastError):
     status, code, title = 422, "refused", "The request was refused"
 
 
+class InvalidRequestError(RefusedError):
+    """The request does not have the form that is described for it."""
+
+    code, title = "invalid_request", "The request is not valid"
+
+
 class BodyTooLargeError(HoldfastError):
     """The body of the request is longer than `MAX_BODY_BYTES`."""
 

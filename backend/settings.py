@@ -177,6 +177,8 @@ def load_settings(**overrides: object) -> Settings:
             for e in err.errors(include_url=False, include_input=False, include_context=False)
         )
         raise ConfigurationError(problems) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env: not UTF-8 text") from None
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ _LINES: Final = (
     ("backend.models",),
     ("backend.crypto", "backend.privacy", "backend.backup"),
     ("backend.db_utils",),
-    ("backend.logs", "backend.settings", "backend.errors"),
+    ("backend.logs", "backend.settings", "backend.errors", "backend.folders"),
 )
 # On the bottom line the errors know nobody, and the settings raise them.
 _PEERS_ALLOWED: Final = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -15,7 +15,13 @@ from starlette.exceptions import HTTPException
 
 from backend.errors import (
     BodyTooLargeError,
+    ConflictError,
+    ForbiddenError,
     HoldfastError,
+    InvalidRequestError,
+    RefusedError,
+    SubjectErasedError,
+    SubjectNotFoundError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -25,22 +31,22 @@ log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 
+_EXAMPLES: Final[tuple[HoldfastError, ...]] = (
+    UnauthenticatedError("the bearer token is not valid"),
+    ForbiddenError("only an admin may do this"),
+    SubjectNotFoundError("no person has the id 7"),
+    ConflictError("another backup or restore is running"),
+    SubjectErasedError("person 7 was erased"),
+    BodyTooLargeError("send less at once"),
+    RefusedError("a retention period is between 1 day and 100 years, not P101Y"),
+    UnavailableError("the database does not answer now"),
+)
+
+
 class Problem(BaseModel):
     """What went wrong: `code` is stable for programs, `detail` is for people."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "example": {
-                "type": "about:blank",
-                "title": "Not found",
-                "status": 404,
-                "detail": "no person has the id 7",
-                "code": "subject_not_found",
-                "request_id": "8c1f0e0f3c9d4f0e",
-            }
-        },
-    )
+    model_config = ConfigDict(extra="allow")
 
     type: str
     title: str
@@ -52,12 +58,16 @@ class Problem(BaseModel):
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe, for OpenAPI, the errors that an endpoint answers with beside its success."""
+    schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        example.status: {
+            "description": HTTPStatus(example.status).phrase,
+            "content": {
+                MEDIA_TYPE: {"schema": schema, "example": _body(example, "8c1f0e0f3c9d4f0e")}
+            },
         }
-        for status in statuses
+        for example in _EXAMPLES
+        if example.status in statuses
     }
 
 
@@ -76,28 +86,20 @@ def problem_response(request: Request, err: HoldfastError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(err, UnavailableError):
         headers["Retry-After"] = str(err.retry_after_seconds)
-    return _answer(request, err.status, err.title, err.detail, err.code, err.extra, headers)
+    body = _body(err, request.scope.get("request_id", ""))
+    return JSONResponse(body, err.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _answer(
-    request: Request,
-    status: int,
-    title: str,
-    detail: str,
-    code: str,
-    extra: dict[str, Any] | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    body = {
+def _body(err: HoldfastError, request_id: str) -> dict[str, Any]:
+    return {
         "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": request.scope.get("request_id", ""),
-        **(extra or {}),
+        "title": err.title,
+        "status": err.status,
+        "detail": err.detail,
+        "code": err.code,
+        "request_id": request_id,
+        **err.extra,
     }
-    return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
 async def _holdfast_error(request: Request, err: Exception) -> JSONResponse:
@@ -114,9 +116,7 @@ async def _invalid_request(request: Request, err: Exception) -> JSONResponse:
     # What was sent is left out: it may be somebody's data.
     errors = [{"at": _place(e), "problem": e["msg"][:200]} for e in err.errors()]
     detail = "; ".join(f"{e['at']}: {e['problem']}" for e in errors[:3])
-    return _answer(
-        request, 422, "The request is not valid", detail, "invalid_request", {"errors": errors[:20]}
-    )
+    return problem_response(request, InvalidRequestError(detail, errors=errors[:20]))
 
 
 def _place(error: Mapping[str, Any]) -> str:
@@ -133,9 +133,16 @@ async def _http_error(request: Request, err: Exception) -> JSONResponse:
         return problem_response(request, UnauthenticatedError("send a bearer token"))
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return problem_response(request, BodyTooLargeError("send less at once"))
-    code = status.name.lower()
+    body = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": status.description,
+        "code": status.name.lower(),
+        "request_id": request.scope.get("request_id", ""),
+    }
     headers = dict(err.headers) if err.headers else None
-    return _answer(request, status, status.phrase, status.description, code, headers=headers)
+    return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
 async def _database_error(request: Request, err: Exception) -> JSONResponse:

@@ -18,22 +18,10 @@ from backend.errors import (
     NotFoundError,
     UnavailableError,
 )
+from backend.folders import make_private_folder, may_be_folder
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 _PARTIAL: Final = ".partial-"
-
-
-def make_private_folder(path: Path) -> None:
-    """Make *path*, and what is missing above it, for its owner alone."""
-    for folder in reversed([above for above in path.parents if not above.exists()]):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-
-
-def may_be_folder(path: Path) -> bool:
-    """Say whether *path* is, or can be made, a folder that we may write; make nothing."""
-    there = next(above for above in (path, *path.parents) if above.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 class LocalStore:

@@ -48,9 +48,14 @@ def plan_retention(
     periods: Periods,
     holds: Holds,
     now: datetime,
+    lock: bool = False,
 ) -> RetentionPlan:
     """
     Decide what the policy of *data_type* does at *now*; change nothing.
+
+    Args:
+        lock: Keep other writers from the due rows until the transaction ends, so that what is
+            carried out is what was planned.
 
     A due person is erased with everything of theirs, as on request; a due row of another table
     takes along the rows that hang from it.
@@ -59,6 +64,11 @@ def plan_retention(
     due = _due(mapped, mode, periods[data_type].cutoff(now))
     held = _held(data_map, mapped, data_type, holds)
     rows = and_(due, not_(held))
+    if lock:
+        for _ in session.execute(
+            select(mapped.key).where(rows).with_for_update().execution_options(yield_per=10_000)
+        ):
+            pass
     if mapped is data_map.subject:
         # Rows of a person may be held one by one: then the person stays whole.
         erasure = plan_erasure(session, data_map, rows, mode=mode, periods=periods, now=now)
@@ -99,30 +109,26 @@ def _due(mapped: MappedTable, mode: EraseMode, cutoff: datetime) -> ColumnElemen
 def _held(
     data_map: DataMap, mapped: MappedTable, data_type: str, holds: Holds
 ) -> ColumnElement[bool]:
-    if data_type in holds.data_types:
-        return true()
-    held: list[ColumnElement[bool]] = []
-    if holds.people:
-        held.append(rows_of(mapped, data_map.subject.key.in_(holds.people)))
-    if rows := holds.rows.get(data_type):
-        held.append(mapped.key.in_(rows))
-    if mapped is data_map.subject:
-        held += _held_through_rows(data_map, holds)
+    held = _held_itself(data_map, mapped, data_type, holds)
+    # A row that a held one refers to stays too: deleting it would change the held row. So a
+    # person stays whole as long as one row of theirs is held.
+    for other, column in data_map.references_to(mapped):
+        if other.rule.retention is not None and other is not mapped:
+            theirs = _held_itself(data_map, other, other.rule.retention.data_type, holds)
+            held += [mapped.key.in_(select(column).where(or_(*theirs)))] if theirs else []
     # A row whose link is cut belongs to nobody: `IN` over NULL must not swallow it.
     return func.coalesce(or_(*held), false()) if held else false()
 
 
-def _held_through_rows(data_map: DataMap, holds: Holds) -> list[ColumnElement[bool]]:
-    """People of whom a row, or a whole kind of rows, is held."""
-    subject = data_map.subject
-    found: list[ColumnElement[bool]] = []
-    for data_type, mapped in data_map.by_data_type.items():
-        if mapped is subject or mapped.link is None:
-            continue
-        ids = holds.rows.get(data_type)
-        if data_type in holds.data_types:
-            found.append(subject.key.in_(select(mapped.link).where(mapped.link.is_not(None))))
-        elif ids:
-            linked = select(mapped.link).where(mapped.key.in_(ids), mapped.link.is_not(None))
-            found.append(subject.key.in_(linked))
-    return found
+def _held_itself(
+    data_map: DataMap, mapped: MappedTable, data_type: str, holds: Holds
+) -> list[ColumnElement[bool]]:
+    """Rows that a hold names: by their data type, their person or their number."""
+    held: list[ColumnElement[bool]] = []
+    if data_type in holds.data_types:
+        held.append(true())
+    if holds.people:
+        held.append(rows_of(mapped, data_map.subject.key.in_(holds.people)))
+    if rows := holds.rows.get(data_type):
+        held.append(mapped.key.in_(rows))
+    return held

@@ -170,6 +170,24 @@ def plain(value: Any) -> str:
             return str(value)
 
 
+def _told(value: Any) -> str:
+    """Spell one value for a reader."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        case _:
+            return plain(value)
+
+
+def _named(field: str) -> str:
+    """Name a column for a reader: money is stored in the currency's smallest unit."""
+    return field.removesuffix("_minor").replace("_", " ") + (
+        " (in the smallest unit, as cents)" if field.endswith("_minor") else ""
+    )
+
+
 class _Drain(io.RawIOBase):
     """A file that cannot seek: what zipfile writes is handed on at once."""
 
@@ -217,7 +235,7 @@ def _page(session: Session, data_map: DataMap, request: ExportRequest) -> Iterat
     from jinja2 import Environment, FileSystemLoader, select_autoescape
 
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=select_autoescape())
-    environment.filters["plain"] = plain
+    environment.filters |= {"told": _told, "named": _named}
 
     def count(mapped: MappedTable) -> int:
         mine = rows_of(mapped, data_map.subject.key == request.subject_id)

@@ -41,10 +41,13 @@ class ImportRefusedError(RefusedError):
 
 
 def import_rows(
-    session: Session, data_map: DataMap, document: Mapping[str, Any]
+    session: Session, data_map: DataMap, document: Mapping[str, Any], *, dry_run: bool = False
 ) -> tuple[int, dict[str, Imported]]:
     """
     Insert the rows of *document* that are missing; return the person's id and what was done.
+
+    Args:
+        dry_run: The caller rolls back; row numbers, which no rollback gives back, stay as they are.
 
     Raises:
         ImportRefusedError: Another format or version, unknown tables or columns, values of the
@@ -66,6 +69,8 @@ def import_rows(
                     known[mapped.name] = _import_owned(
                         session, mapped, found, known, done[mapped.name]
                     )
+                if done[mapped.name].restored and not dry_run:
+                    reserve_numbers(session, mapped.key, 0)
     except IntegrityError:
         raise ConflictError("a value of the import breaks a rule of the database") from None
     return subject_id, done
@@ -164,7 +169,6 @@ def _import_subject(
     if present is None:
         # Erased and registered again is another person to the ledger: a new random uid.
         session.execute(insert(mapped.table), [row | {_UID: uuid4(), "role": "user"}])
-        reserve_numbers(session, mapped.key, subject_id)
         done.restored += 1
     elif present[1] is not None:
         raise SubjectErasedError(f"user {subject_id} was made anonymous")
@@ -200,7 +204,6 @@ def _import_owned(
         mine.add(key)
     if new:
         session.execute(insert(mapped.table), new)
-        reserve_numbers(session, mapped.key, 0)
         done.restored += len(new)
     return mine
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.crypto.files import Lock, PassphraseLock, Sealer
@@ -85,15 +85,15 @@ class Erasure:
 class ComplianceService:
     """Export, import, erasure and consent."""
 
-    def require_subject(self, session: Session, user_id: int) -> User:
+    def require_subject(self, session: Session, user_id: int, *, lock: bool = False) -> User:
         """
-        Return the person.
+        Return the person, *lock*ed against every other writer of their rows where asked.
 
         Raises:
             SubjectNotFoundError: Nobody has this id.
             SubjectErasedError: They were made anonymous.
         """
-        user = session.get(User, user_id)
+        user = session.get(User, user_id, with_for_update=lock or None)
         if user is None:
             raise SubjectNotFoundError(f"no person has the id {user_id}")
         if user.anonymized_at is not None:
@@ -180,7 +180,7 @@ class ComplianceService:
         if user_id is not None and claimed != user_id:
             raise ForbiddenError("the export is another person's")
         with session.begin_nested() as savepoint:
-            found, done = import_rows(session, DATA_MAP, document)
+            found, done = import_rows(session, DATA_MAP, document, dry_run=dry_run)
             if dry_run:
                 savepoint.rollback()
         user = session.get(User, found)
@@ -220,9 +220,11 @@ class ComplianceService:
             ConflictError: They are the last admin.
             StalePlanError: The plan is not the one of the dry run.
         """
-        user = self.require_subject(session, user_id)
+        self._refuse_last_admin(session, self.require_subject(session, user_id))
+        # Locked before planning: a row that is being written for this person is waited for, and
+        # of two erasures the second finds nobody.
+        user = self.require_subject(session, user_id, lock=True)
         self._refuse_held(session, user_id)
-        self._refuse_last_admin(session, user)
         plan = self._plan(session, user_id, mode)
         if plan_digest is not None and plan_digest != plan.digest:
             raise StalePlanError(
@@ -272,9 +274,10 @@ class ComplianceService:
             )
 
     def _refuse_last_admin(self, session: Session, user: User) -> None:
-        if user.role is Role.ADMIN:
-            admins = select(func.count()).where(User.role == Role.ADMIN, User.is_active)
-            if session.scalar(admins) == 1:
+        if user.role is Role.ADMIN and user.is_active:
+            # Locked in one order, so that two admins cannot erase each other at once.
+            admins = select(User.id).where(User.role == Role.ADMIN, User.is_active)
+            if len(session.scalars(admins.order_by(User.id).with_for_update()).all()) == 1:
                 raise ConflictError("this is the last admin: create another one first")
 
     # Consent
@@ -307,9 +310,7 @@ class ComplianceService:
             # GDPR art. 4(11): consent is the person's own act.
             raise ForbiddenError("consent for another person needs evidence of their own act")
         # Locked, so that two events of one person have an order.
-        user = session.get(User, user_id, with_for_update=True)
-        if user is None or user.anonymized_at is not None:
-            user = self.require_subject(session, user_id)
+        user = self.require_subject(session, user_id, lock=True)
         last = session.scalar(_events(user_id).where(DataConsent.purpose == purpose).limit(1))
         now = datetime.now(UTC)
         if last is not None and last.recorded_at >= now:

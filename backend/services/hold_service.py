@@ -47,11 +47,15 @@ class HoldService:
                 "a hold names a user_id (person), a data_type (data_type), "
                 "or a data_type and a row_id (row)"
             )
-        subject = self._require(session, user_id, data_type, row_id)
+        # A hold on a row belongs to the row's person: its reason is their data too.
+        owner = user_id or self._owner(session, data_type or "", row_id)
+        subject = None if owner is None else session.get(User, owner)
+        if user_id is not None and subject is None:
+            raise SubjectNotFoundError(f"no person has the id {user_id}")
         hold = LegalHold(
             scope=scope,
             reason=reason,
-            user_id=user_id,
+            user_id=owner,
             data_type=data_type,
             row_id=row_id,
             review_on=review_on,
@@ -61,8 +65,9 @@ class HoldService:
         session.add(hold)
         session.flush()
         get_audit_service().record(
-            session, "hold_placed", actor, subject=subject, hold=hold.id, scope=scope
-        )
+            session, "hold_placed", actor, subject=subject.uid if subject else None,
+            hold=hold.id, scope=scope,
+        )  # fmt: skip
         return hold
 
     def release(self, session: Session, hold_id: UUID, actor: Actor) -> LegalHold:
@@ -96,11 +101,11 @@ class HoldService:
         data_types: set[str] = set()
         rows: dict[str, set[int]] = {}
         for hold in session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None))):
-            if hold.user_id is not None:
+            if hold.scope is HoldScope.PERSON and hold.user_id is not None:
                 people.add(hold.user_id)
-            elif hold.row_id is not None and hold.data_type:
-                rows.setdefault(hold.data_type, set()).add(hold.row_id)
-            elif hold.data_type:
+            elif hold.scope is HoldScope.ROW and hold.row_id is not None:
+                rows.setdefault(hold.data_type or "", set()).add(hold.row_id)
+            elif hold.data_type is not None:
                 data_types.add(hold.data_type)
         frozen = {data_type: frozenset(ids) for data_type, ids in rows.items()}
         return Holds(frozenset(people), frozenset(data_types), frozen)
@@ -119,22 +124,21 @@ class HoldService:
             rows &= mapped.key == hold.row_id
         return session.execute(select(mapped.key).where(rows).limit(1)).first() is not None
 
-    def _require(
-        self, session: Session, user_id: int | None, data_type: str | None, row_id: int | None
-    ) -> UUID | None:
-        if user_id is not None:
-            user = session.get(User, user_id)
-            if user is None:
-                raise SubjectNotFoundError(f"no person has the id {user_id}")
-            return user.uid
-        mapped = DATA_MAP.by_data_type.get(data_type or "")
+    def _owner(self, session: Session, data_type: str, row_id: int | None) -> int | None:
+        """Return whose row it is; `None` without a row, or when the row's link was cut."""
+        mapped = DATA_MAP.by_data_type.get(data_type)
         if mapped is None:
             raise RefusedError(f"data_type is one of {', '.join(sorted(DATA_MAP.by_data_type))}")
-        if row_id is not None:
-            found = session.execute(select(mapped.key).where(mapped.key == row_id)).first()
-            if found is None:
-                raise NotFoundError(f"no {data_type} has the id {row_id}")
-        return None
+        if row_id is None:
+            return None
+        found = session.execute(select(mapped.key).where(mapped.key == row_id)).first()
+        if found is None:
+            raise NotFoundError(f"no {data_type} has the id {row_id}")
+        number: int | None = row_id
+        while mapped.parent is not None and mapped.link is not None and number is not None:
+            number = session.scalar(select(mapped.link).where(mapped.key == number))
+            mapped = mapped.parent
+        return number
 
 
 @lru_cache(maxsize=1)

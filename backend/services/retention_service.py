@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.db_utils import empty_wal_after_commit
 from backend.errors import RefusedError, StalePlanError
 from backend.models import DATA_MAP, DataRetentionLog, RetentionPolicy
 from backend.privacy.due import RetentionPlan, carry_out_retention, plan_retention
@@ -164,7 +165,7 @@ class RetentionService:
             if policy.enabled and data_type in (None, policy.data_type)
         ]
         started = datetime.now(UTC)
-        plans = [self._plan(session, policy, now) for policy in policies]
+        plans = [self._plan(session, policy, now, lock=not dry_run) for policy in policies]
         results = [_result(policy, plan, now) for policy, plan in zip(policies, plans, strict=True)]
         run = RetentionRun(run_id, dry_run, _digest_of(results), results)
         if plan_digest is not None and plan_digest != run.plan_digest:
@@ -174,6 +175,7 @@ class RetentionService:
         if not dry_run:
             for plan in plans:
                 carry_out_retention(session, DATA_MAP, plan, now)
+            empty_wal_after_commit(session)
             self._log(session, actor, run, started)
         get_audit_service().record(
             session, "retention_applied", actor, outcome="dry_run" if dry_run else "done",
@@ -189,7 +191,9 @@ class RetentionService:
         total = session.scalar(select(func.count()).select_from(DataRetentionLog)) or 0
         return list(session.scalars(newest.limit(limit).offset(offset))), total
 
-    def _plan(self, session: Session, policy: Policy, now: datetime) -> RetentionPlan:
+    def _plan(
+        self, session: Session, policy: Policy, now: datetime, *, lock: bool = False
+    ) -> RetentionPlan:
         return plan_retention(
             session,
             DATA_MAP,
@@ -198,6 +202,7 @@ class RetentionService:
             periods=self.periods(session),
             holds=get_hold_service().standing(session),
             now=now,
+            lock=lock,
         )
 
     def _log(self, session: Session, actor: Actor, run: RetentionRun, started: datetime) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from backend.db_utils import empty_wal_after_commit, session_scope
+from backend.db_utils import session_scope
 from backend.errors import HoldfastError
 from backend.models import JobRun, JobStatus
 from backend.services.audit_service import SCHEDULER
@@ -112,7 +112,6 @@ class SchedulerService:
         try:
             # The work and the mark that it is done are one transaction: never one alone.
             with session_scope() as session:
-                empty_wal_after_commit(session)
                 job.run(session)
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
         except Exception as err:  # noqa: BLE001 - the edge of the job: logged, kept, tried again

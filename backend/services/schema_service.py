@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import Engine, inspect, text
 
 from backend.errors import ConfigurationError, SchemaMismatchError
+from backend.models import Base
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _HISTORY: Final = _ROOT / "alembic" / "versions"
@@ -70,14 +71,19 @@ class SchemaService:
             command.upgrade(config, "head")
         return True
 
-    def refuse_newer(self, engine: Engine) -> None:
+    def refuse_foreign(self, engine: Engine) -> None:
         """
-        Refuse a database that a newer version wrote.
+        Refuse a database that a newer version or another program wrote.
 
         Raises:
             ConfigurationError: It is one.
         """
-        self._require_known(self.revision(engine))
+        found = self.revision(engine)
+        self._require_known(found)
+        if found is None and set(inspect(engine).get_table_names()) & set(Base.metadata.tables):
+            raise ConfigurationError(
+                "DATABASE_URL: the database holds tables of another program under our names"
+            )
 
     def require_known(self, revision: str) -> None:
         """

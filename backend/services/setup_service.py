@@ -8,9 +8,9 @@ import structlog
 from sqlalchemy import Engine, inspect, select
 from sqlalchemy.exc import DBAPIError
 
-from backend.backup.storage import make_private_folder, may_be_folder
-from backend.db_utils import database_may_exist, get_engine, session_scope
+from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
 from backend.errors import ConfigurationError
+from backend.folders import make_private_folder, may_be_folder
 from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
@@ -44,9 +44,7 @@ class SetupService:
                 database is ahead of this version; nothing is changed then.
         """
         self._look()
-        self._make_folder()
-        get_encryption_service().load()
-        get_auth_service().prepare_secret()
+        self._make()
         migrated = get_schema_service().upgrade(get_engine())
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
@@ -67,9 +65,7 @@ class SetupService:
             raise ConfigurationError("there is no database yet: run `python db_cli.py init`")
         self._look()
         get_schema_service().require_current(get_engine())
-        self._make_folder()
-        get_encryption_service().load()
-        get_auth_service().prepare_secret()
+        self._make()
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
 
@@ -95,7 +91,7 @@ class SetupService:
             self._connect(engine)
         keys = get_encryption_service().find()
         if engine is not None:
-            get_schema_service().refuse_newer(engine)
+            get_schema_service().refuse_foreign(engine)
             if keys is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
                 with session_scope(read_only=True) as session:
                     get_encryption_service().check(session, keys)
@@ -109,12 +105,16 @@ class SetupService:
                 f"DATABASE_URL: the database cannot be opened: {reason}"
             ) from None
 
-    def _make_folder(self) -> None:
+    def _make(self) -> None:
+        """Make what everything else needs."""
         folder = get_settings().data_dir
         try:
             make_private_folder(folder)
         except OSError as err:
             raise ConfigurationError(f"DATA_DIR: {folder} cannot be made: {err.strerror}") from None
+        get_encryption_service().load()
+        get_auth_service().prepare_secret()
+        use_write_ahead_log(get_engine())
 
 
 @lru_cache(maxsize=1)
