@@ -11,14 +11,14 @@ from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
 from backend.api.problems import problems
 from backend.models import BackupStatus
-from backend.services.backup_service import get_backup_service
+from backend.services.backup_service import MAX_LABEL_CHARS, get_backup_service
 from backend.services.restore_service import get_restore_service
 
 router = APIRouter(prefix="/security/backup", tags=["backup"])
 
 
 class CreateBody(Body, json_schema_extra=examples.of(examples.BACKUP)):
-    label: str | None = Field(default=None, max_length=100)
+    label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
 
 
 class RestoreBody(Body, json_schema_extra=examples.of(examples.RESTORE)):

@@ -6,6 +6,7 @@ and its manifest, written last, which is the commit mark.
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ _READ_BYTES: Final = 1024 * 1024
 _MAX_MANIFEST_BYTES: Final = 1024 * 1024
 _MANIFEST_SUFFIX: Final = ".manifest.json"
 _ARCHIVE_SUFFIX: Final = ".hfb"
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 Sign = Callable[[bytes], str]
 Chunks = Iterator[bytes]
@@ -171,8 +174,9 @@ def read_manifest(store: LocalStore, backup_id: str, sign_with: Callable[[str], 
 
 
 def stored_ids(store: LocalStore) -> list[str]:
-    """List the backups that exist: those with a manifest."""
-    return [name.removesuffix(_MANIFEST_SUFFIX) for name in store.names("", _MANIFEST_SUFFIX)]
+    """List the backups that exist: those with a manifest. A stray file is none."""
+    names = (name.removesuffix(_MANIFEST_SUFFIX) for name in store.names("", _MANIFEST_SUFFIX))
+    return [name for name in names if _ID.fullmatch(name)]
 
 
 def claimed_key_ids(store: LocalStore) -> set[str]:

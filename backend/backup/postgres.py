@@ -128,8 +128,8 @@ class PostgresDatabase:
         try:
             self._rename_both(admin, scratch, kept)
         finally:
+            # The live engine notices by itself that its connections were ended.
             admin.dispose()
-            self._live.dispose()
         return kept
 
     def _rename_both(self, admin: Engine, scratch: str, kept: str) -> None:

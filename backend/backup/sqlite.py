@@ -79,22 +79,24 @@ class SqliteDatabase:
         built.dispose()
         kept = self._previous / f"{self._path.stem}-{stamp(at)}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
+        copy = self._new_scratch_file()
+        keeper = _Keeper(self._path, copy, kept, time.monotonic() + _SWAP_WAIT_SECONDS)
         scratch = sqlite_path(built)
         self._match_page_size(scratch)
-        with (
-            closing(sqlite3.connect(scratch, isolation_level=None)) as source,
-            closing(sqlite3.connect(self._path, timeout=1)) as target,
-        ):
-            # With a read transaction open the copy cannot restart half way.
-            source.execute("BEGIN")
-            source.execute("SELECT 1 FROM sqlite_master")
-            source.backup(target, pages=1, progress=self._keep_at_first_step(kept), sleep=0.05)
-            source.execute("ROLLBACK")
+        try:
+            with (
+                closing(sqlite3.connect(scratch, isolation_level=None)) as source,
+                closing(sqlite3.connect(self._path, timeout=1)) as target,
+            ):
+                # With a read transaction open the copy cannot restart half way.
+                source.execute("BEGIN")
+                source.execute("SELECT 1 FROM sqlite_master")
+                source.backup(target, pages=1, progress=keeper, sleep=0.05)
+                source.execute("ROLLBACK")
+        finally:
+            _unlink(copy)
         self.discard(built)
         return str(kept)
-
-    def _keep_at_first_step(self, kept: Path) -> "_Keeper":
-        return _Keeper(self._path, kept, time.monotonic() + _SWAP_WAIT_SECONDS)
 
     def discard(self, built: Engine) -> None:
         built.dispose()
@@ -148,14 +150,14 @@ class SqliteDatabase:
 
 class _Keeper:
     """
-    Copies the live file aside once the swap holds its write lock.
+    Copies the live file aside once the swap holds its write lock; whole or not at all.
 
     The backup API locks the target at its first step and keeps the lock to the end, so every
     write that was acknowledged is in the kept file, and none falls between.
     """
 
-    def __init__(self, live: Path, kept: Path, deadline: float) -> None:
-        self._live, self._kept, self._deadline = live, kept, deadline
+    def __init__(self, live: Path, copy: Path, kept: Path, deadline: float) -> None:
+        self._live, self._copy, self._kept, self._deadline = live, copy, kept, deadline
         self._done = False
 
     def __call__(self, _status: int, _remaining: int, total: int) -> None:
@@ -165,14 +167,14 @@ class _Keeper:
             if time.monotonic() > self._deadline:
                 raise UnavailableError("the database was busy for too long; nothing was changed")
             return
-        os.close(os.open(self._kept, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with (
             closing(sqlite3.connect(self._live)) as source,
-            closing(sqlite3.connect(self._kept)) as target,
+            closing(sqlite3.connect(self._copy)) as target,
         ):
             source.backup(target)
-        with self._kept.open("rb") as file:
+        with self._copy.open("rb") as file:
             os.fsync(file.fileno())
+        self._copy.rename(self._kept)
         self._done = True
 
 

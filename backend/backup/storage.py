@@ -55,6 +55,9 @@ class LocalStore:
         partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         try:
             make_private_folder(self._folder)
+        except OSError as err:
+            raise UnavailableError(f"the backup store cannot be made: {err.strerror}") from err
+        try:
             descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -99,11 +102,20 @@ class LocalStore:
             return file.read(limit_bytes)
 
     def names(self, prefix: str, suffix: str) -> list[str]:
-        """List the whole objects with this prefix and suffix, sorted."""
-        with suppress(FileNotFoundError), os.scandir(self._folder) as entries:
-            found = (entry.name for entry in entries)
-            return sorted(n for n in found if n.startswith(prefix) and n.endswith(suffix))
-        return []
+        """
+        List the whole objects with this prefix and suffix, sorted.
+
+        Raises:
+            UnavailableError: The folder is there and cannot be read.
+        """
+        try:
+            with os.scandir(self._folder) as entries:
+                found = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return []
+        except OSError as err:
+            raise UnavailableError(f"the backup store cannot be read: {err.strerror}") from err
+        return sorted(n for n in found if n.startswith(prefix) and n.endswith(suffix))
 
     def size(self, name: str) -> int:
         with self.open(name) as file:

@@ -32,12 +32,16 @@ from backend.backup.postgres import PostgresDatabase
 from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
 from backend.crypto.files import Opener, Sealer
-from backend.db_utils import get_engine, session_scope
+from backend.db_utils import get_engine, is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
     ConflictError,
+    CryptoError,
     HoldfastError,
+    NotFoundError,
+    RefusedError,
     SchemaMismatchError,
+    UnknownKeyError,
 )
 from backend.models import DATA_MAP, BackupRecord, BackupStatus, Base
 from backend.services.audit_service import Actor, get_audit_service
@@ -47,7 +51,14 @@ from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
 LOCK_FILE: Final = "backup.lock"
+MAX_LABEL_CHARS: Final = 100
 _SAMPLE_ROWS: Final = 100
+
+
+class BackupKeyError(ConflictError):
+    """A key that the backup needs is not configured: add it to `ENCRYPTION_KEYS_PREVIOUS`."""
+
+    code = "unknown_key"
 
 
 class BackupService:
@@ -60,9 +71,12 @@ class BackupService:
         Manages its own transactions: the record must exist before the first byte does.
 
         Raises:
+            RefusedError: *label* is too long, or no text.
             ConflictError: Another backup or restore is running.
             UnavailableError: The store or the dump tool fails; the record says `failed`.
         """
+        if label is not None and not (len(label) <= MAX_LABEL_CHARS and is_storable(label)):
+            raise RefusedError(f"a label is text of at most {MAX_LABEL_CHARS} characters")
         with exclusive():
             backup_id = uuid4()
             record = self._begin(backup_id, label)
@@ -113,11 +127,14 @@ class BackupService:
             NotFoundError: No such backup.
             ConflictError: It is the only complete one.
         """
-        self.get(session, backup_id)
-        if stored_ids(store()) == [str(backup_id)]:
+        stored, record = stored_ids(store()), session.get(BackupRecord, backup_id)
+        if record is None and str(backup_id) not in stored:
+            raise NotFoundError(f"no backup has the id {backup_id}")
+        if stored == [str(backup_id)]:
             raise ConflictError("this is the only backup: make another one first")
+        # Its manifest is not read: a damaged backup can be deleted too.
         delete_backup(store(), str(backup_id))
-        if record := session.get(BackupRecord, backup_id):
+        if record is not None:
             session.delete(record)
         get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
 
@@ -142,8 +159,16 @@ class BackupService:
         return record
 
     def manifest(self, backup_id: UUID) -> Manifest:
-        """Read and authenticate a manifest; see `read_manifest`."""
-        return read_manifest(store(), str(backup_id), _signer)
+        """
+        Read and authenticate a manifest; see `read_manifest`.
+
+        Raises:
+            BackupKeyError: Its key is not configured.
+        """
+        try:
+            return read_manifest(store(), str(backup_id), _signer)
+        except UnknownKeyError as err:
+            raise BackupKeyError(err.detail) from None
 
     def rebuild(self, database: Database, manifest: Manifest) -> Engine:
         """
@@ -152,12 +177,13 @@ class BackupService:
         Raises:
             SchemaMismatchError: It was made on another engine.
             BackupDamagedError: Digest, soundness, row counts or encrypted values are not right.
+            BackupKeyError: A key that it needs is not configured.
         """
         if manifest.engine != database.engine_name:
             raise SchemaMismatchError(
                 f"the backup is of {manifest.engine}, the database is {database.engine_name}"
             )
-        with store().open(archive_name(manifest.id)) as file:
+        with _as_damage(), store().open(archive_name(manifest.id)) as file:
             reader = DigestingReader(file, manifest)
             opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
             if opener.meta.get("backup") != manifest.id:
@@ -228,7 +254,11 @@ class BackupService:
 
     def _write(self, record: BackupRecord) -> Manifest:
         backup_id = str(record.id)
-        previous = [self.manifest(UUID(stored)) for stored in stored_ids(store())]
+        previous = []
+        for stored in stored_ids(store()):
+            # One that is damaged is found by its own verification.
+            with suppress(BackupDamagedError, BackupKeyError):
+                previous.append(self.manifest(UUID(stored)))
         tables = [table.name for table in Base.metadata.sorted_tables]
         sealer = Sealer(
             {"kind": "backup", "backup": backup_id},
@@ -271,6 +301,17 @@ class BackupService:
             record = session.merge(_record_of(manifest))
             get_audit_service().record(session, "backup_created", actor, backup=manifest.id)
         return record
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    """Tell what is wrong with the file as what it means for the backup."""
+    try:
+        yield
+    except UnknownKeyError as err:
+        raise BackupKeyError(err.detail) from None
+    except CryptoError as err:
+        raise BackupDamagedError(f"the backup is damaged: {err.detail}") from None
 
 
 def live_database() -> Database:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import ColumnElement, func, inspect, select, update
 from sqlalchemy.orm import Session
 
-from backend.backup.archive import claimed_key_ids
+from backend.backup import archive
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
 from backend.crypto.columns import Encrypted
@@ -21,6 +21,8 @@ from backend.crypto.values import TEXT_PREFIX, VERSION, encode_token, value_scop
 from backend.db_utils import database_may_exist, get_engine, session_scope
 from backend.errors import ConfigurationError, ConflictError, KeyFormatError
 from backend.models import DATA_MAP, EncryptionKey
+from backend.services import ledger_service
+from backend.services.ledger_service import store
 from backend.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
@@ -185,7 +187,7 @@ class EncryptionService:
 
     def _expected_key(self) -> str:
         """Name the keys that existing data and backups need; empty where there are none yet."""
-        ids = claimed_key_ids(LocalStore(get_settings().backup_location))
+        ids = archive.claimed_key_ids(store()) | ledger_service.claimed_key_ids()
         engine = get_engine() if database_may_exist() else None
         if engine is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
             with session_scope(engine, read_only=True) as session:

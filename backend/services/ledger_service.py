@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
+from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.references import reference, references
 from backend.crypto.values import Scope
 from backend.errors import BackupDamagedError
@@ -174,6 +175,12 @@ class LedgerService:
 def store() -> LocalStore:
     """The place where backups and ledger objects lie."""
     return LocalStore(get_settings().backup_location)
+
+
+def claimed_key_ids() -> set[str]:
+    """Return which keys the stored entries say they need; not authenticated, for a message."""
+    heads = (store().read(name, 1 + KEY_ID_BYTES) for name in store().names(_PREFIX, _SUFFIX))
+    return {head[1:].hex() for head in heads}
 
 
 def _name(entry_id: UUID) -> str:

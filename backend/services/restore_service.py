@@ -152,12 +152,12 @@ class RestoreService:
         if ours != theirs:
             return 0
         saved = set(restored.scalars(select(DataConsent.id)))
-        people = {None, *restored.scalars(select(User.id))}
+        there, here = (set(s.scalars(select(User.id))) for s in (restored, live))
         for mapped in DATA_MAP.carried_over:
-            restored.execute(delete(mapped.table))
+            _make_room(restored, mapped, sorted(there & here))
             rows = live.execute(select(mapped.table).execution_options(yield_per=_ROWS_PER_COPY))
             for part in rows.mappings().partitions(_ROWS_PER_COPY):
-                mine = [dict(row) for row in part if _has_its_person(mapped, row, people)]
+                mine = [dict(row) for row in part if _has_its_person(mapped, row, there)]
                 if mine:
                     restored.execute(insert(mapped.table), mine)
         return sum(key not in saved for key in restored.scalars(select(DataConsent.id)))
@@ -172,9 +172,21 @@ class RestoreService:
                 restored.execute(update(User).where(User.uid == row.uid).values(values))
 
 
-def _has_its_person(mapped: MappedTable, row: Any, people: set[int | None]) -> bool:
+def _make_room(restored: Session, mapped: MappedTable, people: list[int]) -> None:
+    """Delete the backup's rows that live ones replace: not those of people whom it alone knows."""
+    if mapped.link is None:
+        restored.execute(delete(mapped.table))
+        return
+    restored.execute(delete(mapped.table).where(mapped.link.is_(None)))
+    for at in range(0, len(people), _ROWS_PER_COPY):
+        part = people[at : at + _ROWS_PER_COPY]
+        restored.execute(delete(mapped.table).where(mapped.link.in_(part)))
+
+
+def _has_its_person(mapped: MappedTable, row: Any, people: set[int]) -> bool:
     """Whether the person whose row this is exists; rows of people's own need theirs."""
-    return mapped.link is None or row[mapped.link.name] in people
+    owner = None if mapped.link is None else row[mapped.link.name]
+    return owner is None or owner in people
 
 
 def _restricted_rows(session: Session) -> int:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
@@ -114,10 +115,13 @@ class SchedulerService:
             with session_scope() as session:
                 job.run(session)
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
+        except LeaseLostError:
+            # Undone whole: whoever took the job over does it, and writes how it ended.
+            log.warning("job_lost", job=job.name)
         except Exception as err:  # noqa: BLE001 - the edge of the job: logged, kept, tried again
             code = err.code if isinstance(err, HoldfastError) else type(err).__name__
             log.error("job_failed", job=job.name, code=code)
-            with session_scope() as session:
+            with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, code)
         else:
             log.info("job_done", job=job.name)

@@ -108,11 +108,22 @@ def test_of_many_writers_of_one_name_exactly_one_wins(store: LocalStore, folder:
     assert [left.name for left in folder.iterdir()] == ["a.hfb"]
 
 
-def test_a_store_that_has_gone_is_unavailable(store: LocalStore, folder: Path) -> None:
-    folder.rmdir()
+def test_a_store_is_made_at_its_first_write_and_not_before(store: LocalStore, folder: Path) -> None:
+    assert store.names("", "") == []
+    assert not folder.exists()
+    _write(store, "a.hfb", b"data")
+    assert store.names("", "") == ["a.hfb"]
+
+
+def test_a_store_that_something_else_has_replaced_is_unavailable(
+    store: LocalStore, folder: Path
+) -> None:
+    folder.write_text("a file")
     with pytest.raises(UnavailableError):
         _write(store, "a.hfb", b"data")
-    assert store.names("", "") == []
+    with pytest.raises(UnavailableError):
+        store.names("", "")
+    assert folder.read_text() == "a file"
 
 
 @pytest.mark.usefixtures("_no_umask")
@@ -128,7 +139,7 @@ def test_only_the_owner_may_read_whatever_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_umask")
 def test_folders_made_on_the_way_are_the_owners_alone(tmp_path: Path) -> None:
-    LocalStore(str(tmp_path / "above" / "store"))
+    _write(LocalStore(str(tmp_path / "above" / "store")), "a.hfb", b"data")
     assert _mode(tmp_path / "above") & 0o022 == 0, "others could put another store in its place"
     assert _mode(tmp_path / "above" / "store") == 0o700
 
@@ -163,6 +174,7 @@ def _socket(path: Path) -> None:
 def test_only_a_plain_file_is_read_and_nothing_blocks(
     store: LocalStore, folder: Path, put: Callable[[Path], None]
 ) -> None:
+    folder.mkdir()
     put(folder / "a.hfb")
     for attempt in (store.size, lambda name: store.read(name, 10)):
         with pytest.raises(BackupDamagedError):

@@ -1,0 +1,335 @@
+"""The ledger: what was promised is known beside the backups too, and says nothing of anybody."""
+
+import shutil
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from sqlalchemy import func, insert, select, text
+
+from backend.crypto import keyring
+from backend.crypto.references import reference
+from backend.db_utils import dispose_engine, get_engine, session_scope, sqlite_path
+from backend.errors import HoldfastError, LegalHoldError
+from backend.models import DataConsent, LedgerEntry, LedgerKind, User
+from backend.privacy.erase import EraseMode
+from backend.services.audit_service import COMMAND_LINE, Actor
+from backend.services.auth_service import get_auth_service
+from backend.services.backup_service import get_backup_service
+from backend.services.compliance_service import get_compliance_service
+from backend.services.ledger_service import _SCOPE, Replayed, get_ledger_service
+from backend.services.restore_service import get_restore_service
+from backend.services.setup_service import get_setup_service
+from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
+from tests.privacy.people import dump, keys_of, person_hold, plant
+
+JANE = "jane@example.com"
+
+
+def _erase(user_id: int, mode: EraseMode = EraseMode.DELETE, *, dry_run: bool = False) -> None:
+    with session_scope() as session:
+        get_compliance_service().erase(
+            session, COMMAND_LINE, user_id, mode, reason="request", dry_run=dry_run
+        )
+
+
+def _consent(user_id: int, *, granted: bool, actor: Actor = COMMAND_LINE) -> None:
+    with session_scope() as session:
+        get_compliance_service().record_consent(
+            session, actor, user_id, purpose="marketing", granted=granted, evidence="a form"
+        )
+
+
+def _objects(service: Service) -> list[Path]:
+    return sorted((service.folder / "backups").glob("ledger-*.enc"))
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    plain = keyring.current().cipher(_SCOPE).open(path.read_bytes(), path.name.encode())
+    body: dict[str, Any] = orjson.loads(plain)
+    return body
+
+
+def _rows() -> dict[UUID, LedgerEntry]:
+    with session_scope(read_only=True) as session:
+        return {entry.id: entry for entry in session.scalars(select(LedgerEntry))}
+
+
+def _uid(user_id: int) -> UUID:
+    with session_scope(read_only=True) as session:
+        return session.get_one(User, user_id).uid
+
+
+def _exists(user_id: int) -> bool:
+    with session_scope(read_only=True) as session:
+        return session.get(User, user_id) is not None
+
+
+def test_every_promise_is_a_row_and_an_object_that_say_the_same(service: Service) -> None:
+    jane, joe, eve = (service.user(f"{name}@example.com") for name in ("jane", "joe", "eve"))
+    refs = {reference(keyring.current(), _uid(person)) for person in (jane, joe, eve)}
+    _erase(jane)
+    _erase(joe, EraseMode.ANONYMIZE)
+    _consent(eve, granted=True)
+    assert len(_objects(service)) == 2, "to grant a consent is no promise to withhold"
+    _consent(eve, granted=False)
+    rows = _rows()
+    assert {row.kind for row in rows.values()} == set(LedgerKind)
+    assert {row.subject_ref for row in rows.values()} == refs
+    assert len(_objects(service)) == len(rows) == 3
+    for path in _objects(service):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        body = _opened(path)
+        row = rows[UUID(body["id"])]
+        assert path.name == f"ledger-{row.id}.enc"
+        assert (body["kind"], body["subject_ref"], body["purpose"], body["recorded_by"]) == (
+            row.kind, row.subject_ref, row.purpose, row.recorded_by,
+        )  # fmt: skip
+        assert datetime.fromisoformat(body["recorded_at"]) == row.recorded_at
+
+
+def test_what_did_not_happen_is_not_promised(service: Service) -> None:
+    jane = service.user(JANE)
+    _erase(jane, dry_run=True)
+    service.add(person_hold(jane))
+    with pytest.raises(LegalHoldError):
+        _erase(jane)
+    _consent(jane, granted=False)
+    assert _objects(service) == []
+    assert _rows() == {}
+
+
+def test_an_erasure_that_fails_half_way_takes_its_promise_back(sqlite_service: Service) -> None:
+    jane = plant("A")
+    with get_engine().begin() as connection:
+        connection.execute(
+            text("CREATE TRIGGER stop BEFORE DELETE ON users BEGIN SELECT RAISE(ABORT, 'no'); END")
+        )
+    before = dump()
+    with pytest.raises(Exception, match="no"):
+        _erase(jane.id)
+    assert dump() == before
+    assert _objects(sqlite_service) == []
+
+
+def test_without_a_place_for_the_promise_nobody_is_erased(service: Service) -> None:
+    jane = plant("A")
+    shutil.rmtree(service.folder / "backups", ignore_errors=True)
+    (service.folder / "backups").write_text("a file where the store should be")
+    before = dump()
+    with pytest.raises(HoldfastError):
+        _erase(jane.id)
+    assert dump() == before
+
+
+class _KilledError(Exception):
+    """Stands for the end of a process between object and commit."""
+
+
+def _promise_only(kind: LedgerKind, subject: UUID, purpose: str | None = None) -> None:
+    def promise() -> None:
+        now = datetime.now(UTC)
+        with session_scope() as session:
+            get_ledger_service().enter(
+                session, kind, subject, COMMAND_LINE, at=now, purpose=purpose
+            )
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        promise()
+
+
+@pytest.mark.parametrize("kind", [LedgerKind.ERASE, LedgerKind.ANONYMIZE])
+def test_an_erasure_cut_short_is_finished_at_the_next_start(
+    service: Service, kind: LedgerKind
+) -> None:
+    jane, joe = plant("A"), plant("B")
+    joes = keys_of(dump(), joe.id)
+    _promise_only(kind, _uid(jane.id))
+    assert _exists(jane.id)
+    assert _rows() == {}
+    get_setup_service().prepare()
+    after = dump()
+    assert keys_of(after, joe.id) == joes
+    left = keys_of(after, jane.id)
+    assert left.pop("users")
+    assert set().union(*left.values()) == set()
+    with session_scope(read_only=True) as session:
+        user = session.get(User, jane.id)
+        assert user is None if kind is LedgerKind.ERASE else user and user.anonymized_at
+    (row,) = _rows().values()
+    assert row.kind is kind
+    get_setup_service().prepare()
+    assert {name: rows for name, rows in dump().items() if name != "audit_events"} == {
+        name: rows for name, rows in after.items() if name != "audit_events"
+    }
+
+
+def test_a_withdrawal_cut_short_is_finished_at_the_next_start(service: Service) -> None:
+    jane = service.user(JANE)
+    _consent(jane, granted=True)
+    _promise_only(LedgerKind.WITHDRAW_CONSENT, _uid(jane), "marketing")
+    get_setup_service().prepare()
+    with session_scope(read_only=True) as session:
+        record = get_compliance_service().consent(session, jane)
+    assert record.purposes["marketing"].granted is False
+    assert [event.granted for event in record.history] == [True, False]
+
+
+def test_an_old_database_file_put_back_by_hand_forgets_whom_it_must(
+    sqlite_service: Service, tmp_path: Path
+) -> None:
+    jane, joe = plant("A"), plant("B")
+    path = sqlite_path(get_engine())
+    with get_engine().connect() as connection:
+        connection.exec_driver_sql("ROLLBACK")
+        connection.exec_driver_sql(f"VACUUM INTO '{tmp_path / 'copy.db'}'")
+        connection.exec_driver_sql("BEGIN")
+    _erase(jane.id)
+    dispose_engine()
+    for side in path.parent.glob("holdfast.db*"):
+        side.unlink()
+    shutil.copy(tmp_path / "copy.db", path)
+    assert _exists(jane.id)
+    get_setup_service().prepare()
+    assert (_exists(jane.id), _exists(joe.id)) == (False, True)
+
+
+def test_replaying_again_changes_nothing(service: Service) -> None:
+    jane, joe = plant("A"), service.user(JANE)
+    _consent(joe, granted=True)
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    _erase(jane.id)
+    _consent(joe, granted=False)
+    get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    before = dump()
+    for _again in range(2):
+        with session_scope() as session:
+            assert get_restore_service().recover(session) == Replayed(0, 0)
+    assert dump() == before
+
+
+def test_a_new_person_on_a_number_that_was_freed_is_left_alone(service: Service) -> None:
+    jane = service.user(JANE)
+    _consent(jane, granted=True)
+    _consent(jane, granted=False)
+    _erase(jane)
+    # As an import or a fresh database gives it, whatever the row numbers promise.
+    values = {"id": jane, "email": JANE, "created_at": datetime.now(UTC), "uid": uuid4()}
+    with session_scope() as session:
+        session.execute(insert(User.__table__), [values])  # type: ignore[arg-type] # it is a Table
+    with session_scope() as session:
+        assert get_restore_service().recover(session) == Replayed(0, 0)
+        assert session.get_one(User, jane).email == JANE
+        assert session.scalar(select(func.count()).select_from(DataConsent)) == 0
+
+
+def test_nothing_in_the_ledger_is_about_anybody(service: Service) -> None:
+    jane, joe = plant("A"), plant("B")
+    uids = [_uid(person.id) for person in (jane, joe)]
+    me = Actor(reference(keyring.current(), uids[0]), COMMAND_LINE.role, user_id=jane.id)
+    _consent(jane.id, granted=True, actor=me)
+    _consent(jane.id, granted=False, actor=me)
+    _erase(jane.id)
+    _erase(joe.id, EraseMode.ANONYMIZE)
+    canaries = jane.texts() | joe.texts() | {f for u in uids for f in (str(u), u.hex)}
+    told = [repr(_opened(path)) for path in _objects(service)] + [repr(dump()["privacy_ledger"])]
+    assert len(told) == 4
+    for words in told:
+        assert [canary for canary in canaries if canary in words] == []
+        assert "user_id" not in words
+    # Unopened, an object does not even tell an erasure from a withdrawal.
+    for path in _objects(service):
+        for word in (b"erase", b"anonymize", b"withdraw", b"marketing", b"subject"):
+            assert word not in path.read_bytes()
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _in_plain(path: Path) -> None:
+    path.write_bytes(orjson.dumps(_opened(path)))
+
+
+def _of_another(path: Path) -> None:
+    path.write_bytes(_objects_beside(path)[0].read_bytes())
+
+
+def _objects_beside(path: Path) -> list[Path]:
+    return [other for other in path.parent.glob("ledger-*") if other != path]
+
+
+@pytest.mark.parametrize("tamper", [_flip, _cut, _empty, _in_plain, _of_another])
+def test_a_tampered_object_stops_a_restore_and_nothing_is_changed(
+    sqlite_service: Service, tamper: Callable[[Path], None]
+) -> None:
+    jane, joe = sqlite_service.user(JANE), sqlite_service.user("joe@example.com")
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    _erase(jane)
+    _erase(joe)
+    before = dump()
+    tamper(_objects(sqlite_service)[0])
+    with pytest.raises(HoldfastError) as refusal:
+        get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    assert refusal.value.code in {"backup_damaged", "tampered", "malformed_token", "unknown_key"}
+    assert dump() == before
+    assert not list(sqlite_service.folder.glob(".holdfast-scratch-*"))
+
+
+def test_an_unreadable_promise_stops_a_start_that_depends_on_it(service: Service) -> None:
+    jane = service.user(JANE)
+    _promise_only(LedgerKind.ERASE, _uid(jane))
+    (path,) = _objects(service)
+    whole = path.read_bytes()
+    _flip(path)
+    with pytest.raises(HoldfastError):
+        get_setup_service().prepare()
+    assert _exists(jane)
+    path.write_bytes(whole)
+    get_setup_service().prepare()
+    assert not _exists(jane)
+
+
+def test_objects_lost_with_their_store_are_written_again(service: Service) -> None:
+    jane = service.user(JANE)
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    _erase(jane)
+    (path,) = _objects(service)
+    body = _opened(path)
+    path.unlink()
+    get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    assert not _exists(jane)
+    assert [_opened(path) for path in _objects(service)] == [body]
+
+
+def test_promises_made_under_an_older_key_are_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jane = service.user(JANE)
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    _erase(jane)
+    monkeypatch.setenv("ENCRYPTION_KEY", OTHER_KEY)
+    monkeypatch.setenv("ENCRYPTION_KEYS_PREVIOUS", KEY)
+    clear_caches()
+    get_setup_service().open()
+    restored = get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    assert restored.reapplied.erasures == 1
+    assert not _exists(jane)
+    with session_scope(read_only=True) as session:
+        assert get_auth_service()._find(session, JANE) is None
