@@ -192,26 +192,26 @@ def test_a_damaged_backup_neither_passes_verification_nor_restores(service: Serv
         assert _refused(service, backup_id) in NOTICED
 
 
-def test_a_backup_under_another_ones_manifest_is_refused(service: Service) -> None:
+def test_a_backup_under_another_ones_manifest_is_refused(sqlite_service: Service) -> None:
     first = _create()
     plant("A")
     second = _create()
-    one, other = _manifest(service, first), _manifest(service, second)
+    one, other = _manifest(sqlite_service, first), _manifest(sqlite_service, second)
     whole = one.read_bytes()
     one.write_bytes(other.read_bytes())
-    assert _refused(service, first) == "backup_damaged"
+    assert _refused(sqlite_service, first) == "backup_damaged"
     one.write_bytes(whole)
-    _archive(service, first).write_bytes(_archive(service, second).read_bytes())
-    assert _refused(service, first) == "backup_damaged"
+    _archive(sqlite_service, first).write_bytes(_archive(sqlite_service, second).read_bytes())
+    assert _refused(sqlite_service, first) == "backup_damaged"
 
 
-def test_a_manifest_that_tells_another_story_is_refused(service: Service) -> None:
+def test_a_manifest_that_tells_another_story_is_refused(sqlite_service: Service) -> None:
     backup_id = _create()
-    path = _manifest(service, backup_id)
+    path = _manifest(sqlite_service, backup_id)
     document = json.loads(path.read_bytes())
     document["manifest"]["tables"]["users"] += 1
     path.write_text(json.dumps(document))
-    assert _refused(service, backup_id) == "backup_damaged"
+    assert _refused(sqlite_service, backup_id) == "backup_damaged"
 
 
 def test_rows_that_the_manifest_does_not_count_are_refused(service: Service) -> None:
@@ -225,15 +225,15 @@ def test_rows_that_the_manifest_does_not_count_are_refused(service: Service) -> 
     assert _refused(service, backup_id) == "backup_damaged"
 
 
-def test_a_backup_without_its_archive_is_not_found(service: Service) -> None:
+def test_a_backup_without_its_archive_is_not_found(sqlite_service: Service) -> None:
     backup_id = _create()
-    _archive(service, backup_id).unlink()
-    assert _refused(service, backup_id) == "not_found"
-    assert _refused(service, uuid4()) == "not_found"
+    _archive(sqlite_service, backup_id).unlink()
+    assert _refused(sqlite_service, backup_id) == "not_found"
+    assert _refused(sqlite_service, uuid4()) == "not_found"
 
 
 def test_a_backup_of_another_key_opens_only_while_that_key_is_configured(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup_id = _create()
     key_id = get_backup_service().manifest(backup_id).key_id
@@ -248,7 +248,7 @@ def test_a_backup_of_another_key_opens_only_while_that_key_is_configured(
     monkeypatch.delenv("ENCRYPTION_KEYS_PREVIOUS")
     clear_caches()
     get_encryption_service().load()
-    assert _refused(service, sealed_anew) == "unknown_key"
+    assert _refused(sqlite_service, sealed_anew) == "unknown_key"
 
 
 def test_a_backup_of_a_newer_schema_is_refused(service: Service) -> None:
@@ -263,14 +263,13 @@ def _stamp(revision: str) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
 
 
-def test_a_backup_of_the_other_engine_is_refused(service: Service) -> None:
+def test_a_backup_of_the_other_engine_is_refused(sqlite_service: Service) -> None:
     backup_id = _create()
-    store = LocalStore(str(service.folder / "backups"))
+    store = LocalStore(str(sqlite_service.folder / "backups"))
     manifest = get_backup_service().manifest(backup_id)
     store.delete(f"{backup_id}.manifest.json")
-    other = {"sqlite": "postgresql", "postgresql": "sqlite"}[service.engine]
-    write_manifest(store, replace(manifest, engine=other), _signer(manifest.key_id))
-    assert _refused(service, backup_id) == "schema_mismatch"
+    write_manifest(store, replace(manifest, engine="postgresql"), _signer(manifest.key_id))
+    assert _refused(sqlite_service, backup_id) == "schema_mismatch"
 
 
 def test_a_damaged_manifest_does_not_keep_the_next_backup_from_being_made(

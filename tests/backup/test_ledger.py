@@ -93,14 +93,14 @@ def test_every_promise_is_a_row_and_an_object_that_say_the_same(service: Service
         assert datetime.fromisoformat(body["recorded_at"]) == row.recorded_at
 
 
-def test_what_did_not_happen_is_not_promised(service: Service) -> None:
-    jane = service.user(JANE)
+def test_what_did_not_happen_is_not_promised(sqlite_service: Service) -> None:
+    jane = sqlite_service.user(JANE)
     _erase(jane, dry_run=True)
-    service.add(person_hold(jane))
+    sqlite_service.add(person_hold(jane))
     with pytest.raises(LegalHoldError):
         _erase(jane)
     _consent(jane, granted=False)
-    assert _objects(service) == []
+    assert _objects(sqlite_service) == []
     assert _rows() == {}
 
 
@@ -117,10 +117,10 @@ def test_an_erasure_that_fails_half_way_takes_its_promise_back(sqlite_service: S
     assert _objects(sqlite_service) == []
 
 
-def test_without_a_place_for_the_promise_nobody_is_erased(service: Service) -> None:
+def test_without_a_place_for_the_promise_nobody_is_erased(sqlite_service: Service) -> None:
     jane = plant("A")
-    shutil.rmtree(service.folder / "backups", ignore_errors=True)
-    (service.folder / "backups").write_text("a file where the store should be")
+    shutil.rmtree(sqlite_service.folder / "backups", ignore_errors=True)
+    (sqlite_service.folder / "backups").write_text("a file where the store should be")
     before = dump()
     with pytest.raises(HoldfastError):
         _erase(jane.id)
@@ -229,7 +229,7 @@ def test_a_new_person_on_a_number_that_was_freed_is_left_alone(service: Service)
         assert session.scalar(select(func.count()).select_from(DataConsent)) == 0
 
 
-def test_nothing_in_the_ledger_is_about_anybody(service: Service) -> None:
+def test_nothing_in_the_ledger_is_about_anybody(sqlite_service: Service) -> None:
     jane, joe = plant("A"), plant("B")
     uids = [_uid(person.id) for person in (jane, joe)]
     me = Actor(reference(keyring.current(), uids[0]), COMMAND_LINE.role, user_id=jane.id)
@@ -238,13 +238,15 @@ def test_nothing_in_the_ledger_is_about_anybody(service: Service) -> None:
     _erase(jane.id)
     _erase(joe.id, EraseMode.ANONYMIZE)
     canaries = jane.texts() | joe.texts() | {f for u in uids for f in (str(u), u.hex)}
-    told = [repr(_opened(path)) for path in _objects(service)] + [repr(dump()["privacy_ledger"])]
+    told = [repr(_opened(path)) for path in _objects(sqlite_service)] + [
+        repr(dump()["privacy_ledger"])
+    ]
     assert len(told) == 4
     for words in told:
         assert [canary for canary in canaries if canary in words] == []
         assert "user_id" not in words
     # Unopened, an object does not even tell an erasure from a withdrawal.
-    for path in _objects(service):
+    for path in _objects(sqlite_service):
         for word in (b"erase", b"anonymize", b"withdraw", b"marketing", b"subject"):
             assert word not in path.read_bytes()
 
@@ -292,10 +294,10 @@ def test_a_tampered_object_stops_a_restore_and_nothing_is_changed(
     assert not list(sqlite_service.folder.glob(".holdfast-scratch-*"))
 
 
-def test_an_unreadable_promise_stops_a_start_that_depends_on_it(service: Service) -> None:
-    jane = service.user(JANE)
+def test_an_unreadable_promise_stops_a_start_that_depends_on_it(sqlite_service: Service) -> None:
+    jane = sqlite_service.user(JANE)
     _promise_only(LedgerKind.ERASE, _uid(jane))
-    (path,) = _objects(service)
+    (path,) = _objects(sqlite_service)
     whole = path.read_bytes()
     _flip(path)
     with pytest.raises(HoldfastError):
@@ -306,22 +308,22 @@ def test_an_unreadable_promise_stops_a_start_that_depends_on_it(service: Service
     assert not _exists(jane)
 
 
-def test_objects_lost_with_their_store_are_written_again(service: Service) -> None:
-    jane = service.user(JANE)
+def test_objects_lost_with_their_store_are_written_again(sqlite_service: Service) -> None:
+    jane = sqlite_service.user(JANE)
     backup_id = get_backup_service().create(COMMAND_LINE).id
     _erase(jane)
-    (path,) = _objects(service)
+    (path,) = _objects(sqlite_service)
     body = _opened(path)
     path.unlink()
     get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
     assert not _exists(jane)
-    assert [_opened(path) for path in _objects(service)] == [body]
+    assert [_opened(path) for path in _objects(sqlite_service)] == [body]
 
 
 def test_promises_made_under_an_older_key_are_kept(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jane = service.user(JANE)
+    jane = sqlite_service.user(JANE)
     backup_id = get_backup_service().create(COMMAND_LINE).id
     _erase(jane)
     monkeypatch.setenv("ENCRYPTION_KEY", OTHER_KEY)

@@ -228,12 +228,12 @@ def test_no_row_number_is_given_out_twice(service: Service) -> None:
 
 
 def test_a_new_person_on_an_erased_persons_address_is_not_taken_for_them(
-    service: Service,
+    sqlite_service: Service,
 ) -> None:
-    erased = service.user(JANE, full_name="The first")
+    erased = sqlite_service.user(JANE, full_name="The first")
     first = _backup()
     _erase(erased)
-    new = service.user(JANE, full_name="The second")
+    new = sqlite_service.user(JANE, full_name="The second")
     _consent(new, granted=True)
     second = _backup()
     _restore(second)
@@ -243,7 +243,7 @@ def test_a_new_person_on_an_erased_persons_address_is_not_taken_for_them(
     # They came after the first backup: both are gone, and the address is free.
     _restore(first)
     assert {"The first", "The second", JANE} & _texts() == set()
-    assert service.user(JANE) > new
+    assert sqlite_service.user(JANE) > new
 
 
 def test_consent_that_only_the_backup_knows_comes_back_with_its_person(
