@@ -163,6 +163,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
         "port": port,
         "unix_socket_directories": folder,
         "fsync": "off",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
+        "autovacuum": "off",
     }
     process = subprocess.Popen(
         [programs / "postgres", "-D", data, *(f"--{name}={o}" for name, o in options.items())],

@@ -151,6 +151,8 @@ class AuthService:
         if session.scalar(select(func.count()).where(User.role == Role.ADMIN)):
             return None
         email, password = get_settings().admin_email, passwords.generate_password()
+        if self._find(session, email) is not None:
+            raise ConfigurationError("ADMIN_EMAIL: belongs to an account that is no admin's")
         self.create_user(session, email, password, actor, Role.ADMIN)
         return email, password
 

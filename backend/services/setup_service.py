@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import structlog
 from sqlalchemy import Engine, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
 from backend.errors import ConfigurationError
@@ -74,10 +74,14 @@ class SetupService:
         left = get_backup_service().recover()
         if left:
             log.warning("recovered", removed=left)
-        with session_scope() as session:
-            if get_ledger_service().unfinished(session):
-                replayed = get_restore_service().recover(session)
-                log.warning("ledger_replayed", erasures=replayed.erasures)
+        try:
+            with session_scope() as session:
+                if get_ledger_service().unfinished(session):
+                    replayed = get_restore_service().recover(session)
+                    log.warning("ledger_replayed", erasures=replayed.erasures)
+        except IntegrityError:
+            # Not left by a killed process: another one was at it, and has finished meanwhile.
+            log.info("ledger_finished_elsewhere")
 
     def _look(self) -> None:
         """Refuse what cannot work before anything is made or changed."""
