@@ -53,14 +53,15 @@ def signed_in(request: Request, token: Annotated[str, Depends(_bearer)]) -> Sign
 CurrentSignIn = Annotated[SignedIn, Depends(signed_in)]
 
 
-def current_actor(sign_in: CurrentSignIn) -> Actor:
+# These wait for nothing, so they need no thread of their own.
+async def current_actor(sign_in: CurrentSignIn) -> Actor:
     return sign_in.actor
 
 
 CurrentActor = Annotated[Actor, Depends(current_actor)]
 
 
-def admin_actor(actor: CurrentActor) -> Actor:
+async def admin_actor(actor: CurrentActor) -> Actor:
     require_admin(actor)
     return actor
 
