@@ -29,6 +29,7 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import Erasure, get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.demo_service import Chapter, get_demo_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.restore_service import get_restore_service
@@ -239,7 +240,7 @@ def consent(user_id: int, *, as_json: AsJson = False) -> None:
     """Show a person's consent per purpose, and its history."""
     get_setup_service().open()
     with session_scope(read_only=True) as session:
-        record = get_compliance_service().consent(session, user_id)
+        record = get_consent_service().of(session, user_id)
     if as_json:
         history = [
             {"purpose": e.purpose, "granted": e.granted, "recorded_at": e.recorded_at}

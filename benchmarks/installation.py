@@ -17,7 +17,7 @@ from backend.crypto.values import Cipher
 from backend.db_utils import session_scope
 from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.auth_service import get_auth_service
-from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import get_settings
@@ -42,7 +42,7 @@ def consents() -> dict[str, Any]:
         user_id, actor = user.id, Actor("benchmark", user.role, user.id)
     for number in range(CONSENT_EVENTS):
         with session_scope() as session:
-            get_compliance_service().record_consent(
+            get_consent_service().record(
                 session,
                 actor,
                 user_id,

@@ -24,10 +24,10 @@ from backend.privacy.erase import EraseMode
 from backend.privacy.export import ExportFormat
 from backend.services.auth_service import require_self_or_admin
 from backend.services.compliance_service import (
-    ConsentRecord,
     Erasure,
     get_compliance_service,
 )
+from backend.services.consent_service import ConsentRecord, get_consent_service
 
 router = APIRouter(prefix="/security/data", tags=["personal data"])
 PlanDigest = Annotated[
@@ -229,7 +229,7 @@ def delete_data(body: DeleteBody, session: WriteSession, actor: AdminActor) -> D
 def read_consent(user_id: UserIdInPath, session: ReadSession, actor: CurrentActor) -> ConsentAnswer:
     """Show the state per purpose and the whole history."""
     require_self_or_admin(actor, user_id)
-    return ConsentAnswer.model_validate(get_compliance_service().consent(session, user_id))
+    return ConsentAnswer.model_validate(get_consent_service().of(session, user_id))
 
 
 @router.post(
@@ -240,7 +240,7 @@ def record_consent(
 ) -> ConsentEvent:
     """Give or withdraw consent for one purpose; withdrawing is the same call."""
     require_self_or_admin(actor, user_id)
-    event = get_compliance_service().record_consent(
+    event = get_consent_service().record(
         session,
         actor,
         user_id,

@@ -1,4 +1,4 @@
-"""What a person may ask for: their data, its erasure, and control of their consent."""
+"""What a person may ask for: everything that is held about them, and its erasure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,21 +7,16 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.crypto.files import Lock, PassphraseLock, Sealer
 from backend.db_utils import empty_wal_after_commit, snapshot_scope
 from backend.errors import (
-    ConflictError,
     ForbiddenError,
-    LegalHoldError,
     RefusedError,
     StalePlanError,
-    SubjectErasedError,
-    SubjectNotFoundError,
 )
-from backend.models import DATA_MAP, DataConsent, LedgerKind, Role, User
+from backend.models import DATA_MAP, LedgerKind, User
 from backend.privacy.erase import (
     EraseMode,
     ErasurePlan,
@@ -31,10 +26,11 @@ from backend.privacy.erase import (
 from backend.privacy.export import ExportFormat, ExportRequest, export, notice
 from backend.privacy.imports import Imported, import_rows
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.consent_service import ConsentRecord, get_consent_service
 from backend.services.encryption_service import get_encryption_service
-from backend.services.hold_service import get_hold_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.retention_service import get_retention_service
+from backend.services.subject_service import get_subject_service
 from backend.settings import get_settings
 
 _RIGHTS = (
@@ -42,30 +38,6 @@ _RIGHTS = (
     "use and withdraw a consent at any time, and you may complain to a data protection authority. "
     "No decision about you is made by automated means alone."
 )
-
-
-class UnknownPurposeError(RefusedError):
-    """The purpose is not one that this service asks consent for."""
-
-    code = "unknown_purpose"
-
-
-@dataclass(frozen=True, slots=True)
-class ConsentState:
-    """Whether consent is given for one purpose, since when, and to which notice."""
-
-    granted: bool = False
-    since: datetime | None = None
-    notice_version: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConsentRecord:
-    """A person's consent: the state per purpose, and every event, oldest first."""
-
-    user_id: int
-    purposes: dict[str, ConsentState]
-    history: list[DataConsent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +55,7 @@ class Erasure:
 
 
 class ComplianceService:
-    """Export, import, erasure and consent."""
-
-    def require_subject(self, session: Session, user_id: int, *, lock: bool = False) -> User:
-        """
-        Return the person, *lock*ed against every other writer of their rows where asked.
-
-        Raises:
-            SubjectNotFoundError: Nobody has this id.
-            SubjectErasedError: They were made anonymous.
-        """
-        user = session.get(User, user_id, with_for_update=lock or None)
-        if user is None:
-            raise SubjectNotFoundError(f"no person has the id {user_id}")
-        if user.anonymized_at is not None:
-            raise SubjectErasedError(f"person {user_id} was erased")
-        return user
+    """Export, import and erasure."""
 
     # Access
 
@@ -125,7 +82,7 @@ class ComplianceService:
         """
         if passphrase is not None and not encrypt:
             raise RefusedError("a passphrase is for an encrypted export: set encrypt to true")
-        user = self.require_subject(session, user_id)
+        user = get_subject_service().require(session, user_id)
         now = datetime.now(UTC)
         get_audit_service().record(
             session, "export", actor, subject=user.uid, format=format_, encrypted=encrypt
@@ -142,7 +99,7 @@ class ComplianceService:
     def _export_chunks(self, user_id: int, format_: ExportFormat, now: datetime) -> Iterator[bytes]:
         """Read in a transaction of its own: the request's has ended when the stream begins."""
         with snapshot_scope() as session:
-            consent = self.consent(session, user_id)
+            consent = get_consent_service().of(session, user_id)
             request = ExportRequest(user_id, now, _consent_document(consent), self._notice(session))
             yield from export(session, DATA_MAP, request, format_)
 
@@ -220,11 +177,7 @@ class ComplianceService:
             ConflictError: They are the last admin.
             StalePlanError: The plan is not the one of the dry run.
         """
-        self._refuse_last_admin(session, self.require_subject(session, user_id))
-        # Locked before planning: a row that is being written for this person is waited for, and
-        # of two erasures the second finds nobody.
-        user = self.require_subject(session, user_id, lock=True)
-        self._refuse_held(session, user_id)
+        user = get_subject_service().require_erasable(session, user_id)
         plan = self._plan(session, user_id, mode)
         if plan_digest is not None and plan_digest != plan.digest:
             raise StalePlanError(
@@ -264,107 +217,6 @@ class ComplianceService:
     def _carry_out(self, session: Session, user_id: int, plan: ErasurePlan) -> None:
         subjects = DATA_MAP.subject.key == user_id
         carry_out_erasure(session, DATA_MAP, plan, subjects, datetime.now(UTC))
-
-    def _refuse_held(self, session: Session, user_id: int) -> None:
-        holds = get_hold_service().on_person(session, user_id)
-        if holds:
-            raise LegalHoldError(
-                f"person {user_id} is under a legal hold (GDPR art. 17(3)(e))",
-                holds=[str(hold.id) for hold in holds],
-            )
-
-    def _refuse_last_admin(self, session: Session, user: User) -> None:
-        if user.role is Role.ADMIN and user.is_active:
-            # Locked in one order, so that two admins cannot erase each other at once.
-            admins = select(User.id).where(User.role == Role.ADMIN, User.is_active)
-            if len(session.scalars(admins.order_by(User.id).with_for_update()).all()) == 1:
-                raise ConflictError("this is the last admin: create another one first")
-
-    # Consent
-
-    def record_consent(
-        self,
-        session: Session,
-        actor: Actor,
-        user_id: int,
-        *,
-        purpose: str,
-        granted: bool,
-        notice_version: str | None = None,
-        evidence: str | None = None,
-    ) -> DataConsent:
-        """
-        Add an event to a person's consent history.
-
-        Args:
-            evidence: Where an admin records what a person said elsewhere (a signed form, a call).
-
-        Raises:
-            UnknownPurposeError: *purpose* is not in `CONSENT_PURPOSES`.
-            ForbiddenError: An admin records another's consent without evidence.
-        """
-        purposes = get_settings().purposes
-        if purpose not in purposes:
-            raise UnknownPurposeError(f"purpose is one of {', '.join(purposes)}")
-        if actor.user_id != user_id and not evidence:
-            # GDPR art. 4(11): consent is the person's own act.
-            raise ForbiddenError("consent for another person needs evidence of their own act")
-        # Locked, so that two events of one person have an order.
-        user = self.require_subject(session, user_id, lock=True)
-        last = session.scalar(_events(user_id).where(DataConsent.purpose == purpose).limit(1))
-        now = datetime.now(UTC)
-        if last is not None and last.recorded_at >= now:
-            # A clock set back must not let an older event be the newest.
-            now = last.recorded_at + timedelta(microseconds=1)
-        event = DataConsent(
-            id=uuid4(),
-            user_id=user_id,
-            purpose=purpose,
-            granted=granted,
-            notice_version=notice_version,
-            method="self" if actor.user_id == user_id else "admin",
-            evidence=evidence,
-            recorded_at=now,
-        )
-        if not granted and last is not None and last.granted:
-            entry = get_ledger_service().enter(
-                session, LedgerKind.WITHDRAW_CONSENT, user.uid, actor, at=now, purpose=purpose
-            )
-            event.id = entry.id
-        session.add(event)
-        get_audit_service().record(
-            session, "consent", actor, subject=user.uid, purpose=purpose, granted=granted
-        )
-        session.flush()
-        return event
-
-    def consent(self, session: Session, user_id: int) -> ConsentRecord:
-        """
-        Return a person's consent; a purpose without an event is not granted.
-
-        Raises:
-            SubjectNotFoundError: Nobody has this id.
-        """
-        history = list(session.scalars(_events(user_id)))
-        if not history:
-            self.require_subject(session, user_id)
-        states = {purpose: ConsentState() for purpose in get_settings().purposes}
-        history.reverse()
-        for event in history:
-            known = states.get(event.purpose)
-            since = event.recorded_at
-            if known is not None and known.since and known.granted == event.granted:
-                since = known.since
-            states[event.purpose] = ConsentState(event.granted, since, event.notice_version)
-        return ConsentRecord(user_id, states, history)
-
-
-def _events(user_id: int) -> Any:
-    return (
-        select(DataConsent)
-        .where(DataConsent.user_id == user_id)
-        .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
-    )
 
 
 def _consent_document(record: ConsentRecord) -> dict[str, Any]:

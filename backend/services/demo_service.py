@@ -26,6 +26,7 @@ from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.restore_service import get_restore_service
 from backend.services.retention_service import get_retention_service
 from backend.services.sample_service import Progress, get_sample_service
@@ -125,11 +126,13 @@ class DemoService:
         )  # fmt: skip
 
     def _consent(self, cast_: _Cast, *, granted: bool, title: str, text_: str) -> Chapter:
-        service, user_id = get_compliance_service(), cast_.withdrawing
+        user_id = cast_.withdrawing
         # The guest's own act: the demo stands in for their sign-in.
         guest = Actor(_ACTOR.ref, _ACTOR.role, user_id)
         with session_scope() as session:
-            service.record_consent(session, guest, user_id, purpose="marketing", granted=granted)
+            get_consent_service().record(
+                session, guest, user_id, purpose="marketing", granted=granted
+            )
         state = _marketing(user_id)
         return Chapter(title, text_, {"marketing": _said(state)}, state is granted)
 
@@ -285,7 +288,7 @@ def _is_gone(user_id: int) -> bool:
 
 def _marketing(user_id: int) -> bool:
     with session_scope(read_only=True) as session:
-        return get_compliance_service().consent(session, user_id).purposes["marketing"].granted
+        return get_consent_service().of(session, user_id).purposes["marketing"].granted
 
 
 def _said(granted: bool) -> str:

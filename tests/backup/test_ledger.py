@@ -22,6 +22,7 @@ from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import _SCOPE, Replayed, get_ledger_service
 from backend.services.restore_service import get_restore_service
 from backend.services.setup_service import get_setup_service
@@ -40,7 +41,7 @@ def _erase(user_id: int, mode: EraseMode = EraseMode.DELETE, *, dry_run: bool = 
 
 def _consent(user_id: int, *, granted: bool, actor: Actor = COMMAND_LINE) -> None:
     with session_scope() as session:
-        get_compliance_service().record_consent(
+        get_consent_service().record(
             session, actor, user_id, purpose="marketing", granted=granted, evidence="a form"
         )
 
@@ -176,7 +177,7 @@ def test_a_withdrawal_cut_short_is_finished_at_the_next_start(service: Service) 
     _promise_only(LedgerKind.WITHDRAW_CONSENT, _uid(jane), "marketing")
     get_setup_service().prepare()
     with session_scope(read_only=True) as session:
-        record = get_compliance_service().consent(session, jane)
+        record = get_consent_service().of(session, jane)
     assert record.purposes["marketing"].granted is False
     assert [event.granted for event in record.history] == [True, False]
 
@@ -237,7 +238,7 @@ def test_nothing_in_the_ledger_is_about_anybody(sqlite_service: Service) -> None
     _consent(jane.id, granted=False, actor=me)
     _erase(jane.id)
     _erase(joe.id, EraseMode.ANONYMIZE)
-    canaries = jane.texts() | joe.texts() | {f for u in uids for f in (str(u), u.hex)}
+    canaries = jane.words() | joe.words() | {f for u in uids for f in (str(u), u.hex)}
     told = [repr(_opened(path)) for path in _objects(sqlite_service)] + [
         repr(dump()["privacy_ledger"])
     ]

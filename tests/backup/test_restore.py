@@ -18,9 +18,11 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.restore_service import Restored, get_restore_service
 from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
+from backend.services.subject_service import get_subject_service
 from backend.settings import RetentionAction
 from tests.conftest import ADMIN, PASSWORD, Service, SignIn, clear_caches
 from tests.privacy.people import dump, keys_of, person_hold, plant, without
@@ -56,14 +58,14 @@ def _erase(user_id: int, mode: EraseMode = EraseMode.DELETE) -> None:
 
 def _consent(user_id: int, *, granted: bool, purpose: str = "marketing") -> None:
     with session_scope() as session:
-        get_compliance_service().record_consent(
+        get_consent_service().record(
             session, COMMAND_LINE, user_id, purpose=purpose, granted=granted, evidence="a form"
         )
 
 
 def _has_consent(user_id: int, purpose: str = "marketing") -> bool:
     with session_scope(read_only=True) as session:
-        return get_compliance_service().consent(session, user_id).purposes[purpose].granted
+        return get_consent_service().of(session, user_id).purposes[purpose].granted
 
 
 def _texts() -> set[str]:
@@ -115,7 +117,7 @@ def test_a_person_erased_since_is_still_gone(service: Service, mode: EraseMode) 
     assert set().union(*(left[name] for name in left if name != "users")) == set()
     assert joe.texts() & _texts()
     with session_scope(read_only=True) as session:
-        assert get_compliance_service().require_subject(session, joe.id)
+        assert get_subject_service().require(session, joe.id)
         user = session.get(User, jane.id)
         assert user is None if mode is EraseMode.DELETE else user and user.anonymized_at
 
@@ -130,7 +132,7 @@ def test_consent_stands_as_it_was_decided_last(service: Service) -> None:
     assert restored.reapplied.consents == 2
     assert (_has_consent(jane), _has_consent(joe)) == (False, True)
     with session_scope(read_only=True) as session:
-        history = get_compliance_service().consent(session, jane).history
+        history = get_consent_service().of(session, jane).history
         assert [event.granted for event in history] == [True, False]
 
 
@@ -363,7 +365,7 @@ def test_a_lost_machine_comes_back_from_the_folder_of_backups_and_the_key(
     assert (restored.reapplied.erasures, restored.reapplied.consents) == (1, 1)
     with session_scope(read_only=True) as session:
         with pytest.raises(SubjectNotFoundError):
-            get_compliance_service().require_subject(session, jane.id)
+            get_subject_service().require(session, jane.id)
         assert session.get_one(User, joe).full_name == "Joe"
         assert session.scalar(select(func.count()).select_from(DataConsent)) == 2
         assert session.scalar(select(func.count()).select_from(LegalHold)) == 0

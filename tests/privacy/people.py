@@ -84,6 +84,10 @@ class Person:
     def texts(self) -> set[str]:
         return {mark.text for mark in self.marks}
 
+    def words(self) -> set[str]:
+        """The texts that do not turn up by chance among random bytes, as a country's letters do."""
+        return {text for text in self.texts() if len(text) > 6}
+
 
 class _Planter:
     """Fills each personal text column with a mark, as the data map lists them."""

@@ -14,9 +14,10 @@ from backend.crypto.references import reference
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, LedgerEntry, LedgerKind, User
 from backend.privacy.erase import EraseMode
-from backend.services import compliance_service
+from backend.services import consent_service
 from backend.services.audit_service import Actor
 from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import store
 from backend.services.setup_service import get_setup_service
 from tests.conftest import Service, SignIn, clear_caches
@@ -52,7 +53,7 @@ def read(client: TestClient, headers: dict[str, str], user_id: int) -> dict[str,
 
 def record_as(actor: Actor, user_id: int, *, granted: bool) -> datetime:
     with session_scope() as session:
-        event = get_compliance_service().record_consent(
+        event = get_consent_service().record(
             session, actor, user_id, purpose="marketing", granted=granted, evidence="a call"
         )
         return event.recorded_at
@@ -129,15 +130,15 @@ def test_the_purposes_are_those_of_the_setting(
     clear_caches()
     get_setup_service().open()
     with session_scope() as session:
-        consent = get_compliance_service()
-        with pytest.raises(compliance_service.UnknownPurposeError):
-            consent.record_consent(
+        consent = get_consent_service()
+        with pytest.raises(consent_service.UnknownPurposeError):
+            consent.record(
                 session, ADMINISTRATOR, person, purpose="marketing", granted=True, evidence="x"
             )
-        consent.record_consent(
+        consent.record(
             session, ADMINISTRATOR, person, purpose="newsletter", granted=True, evidence="x"
         )
-        assert set(consent.consent(session, person).purposes) == {"newsletter"}
+        assert set(consent.of(session, person).purposes) == {"newsletter"}
 
 
 def test_consent_is_a_plain_yes_or_no(
@@ -211,13 +212,13 @@ def test_a_clock_set_back_does_not_make_an_older_event_the_newest(
     service: Service, person: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = record_as(ADMINISTRATOR, person, granted=True)
-    monkeypatch.setattr(compliance_service, "datetime", SetBackClock)
+    monkeypatch.setattr(consent_service, "datetime", SetBackClock)
     second = record_as(ADMINISTRATOR, person, granted=False)
     third = record_as(ADMINISTRATOR, person, granted=True)
     fourth = record_as(ADMINISTRATOR, person, granted=False)
     assert datetime.now(UTC) > fourth > third > second > first
     with session_scope(read_only=True) as session:
-        found = get_compliance_service().consent(session, person)
+        found = get_consent_service().of(session, person)
     assert found.purposes["marketing"].granted is False
     assert [event.granted for event in found.history] == [True, False, True, False]
 
@@ -230,7 +231,7 @@ def test_events_at_the_same_time_have_an_order(service: Service, person: int) ->
         times = [answer.result(timeout=30) for answer in answers]
     assert len(set(times)) == 12
     with session_scope(read_only=True) as session:
-        found = get_compliance_service().consent(session, person)
+        found = get_consent_service().of(session, person)
     assert [event.recorded_at for event in found.history] == sorted(times)
     assert found.purposes["marketing"].granted is found.history[-1].granted
 

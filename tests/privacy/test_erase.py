@@ -16,6 +16,7 @@ from backend.models import DATA_MAP, AuditEvent, LedgerEntry, Role, User
 from backend.privacy.data_map import OnErase, Personal
 from backend.privacy.erase import EraseMode
 from backend.services.compliance_service import get_compliance_service
+from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import store
 from backend.services.retention_service import get_retention_service
 from tests.conftest import PASSWORD, Service, SignIn
@@ -478,7 +479,7 @@ def test_a_consent_that_is_being_given_during_an_erasure_goes_too(service: Servi
     person = plant("A")
 
     def give(session: Any) -> None:
-        get_compliance_service().record_consent(
+        get_consent_service().record(
             session, ADMINISTRATOR, person.id, purpose="marketing", granted=True, evidence="call"
         )
 

@@ -193,7 +193,7 @@ def test_an_encrypted_export_opens_with_the_key_of_the_service(
 ) -> None:
     person = plant("A")
     sealed = export(person.id, format_, encrypt=True)
-    assert not any(text.encode() in sealed for text in person.texts())
+    assert not any(text.encode() in sealed for text in person.words())
     with pytest.raises(UnknownKeyError):
         unseal(sealed, KeyringLock(Keyring(RootKey(parse_key(OTHER_KEY)))))
     opened = unseal(sealed, get_encryption_service().file_lock())

@@ -1,0 +1,134 @@
+"""Consent: an append-only history, whose newest event per purpose is the state."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import ForbiddenError, RefusedError
+from backend.models import DataConsent, LedgerKind
+from backend.services.audit_service import Actor, get_audit_service
+from backend.services.ledger_service import get_ledger_service
+from backend.services.subject_service import get_subject_service
+from backend.settings import get_settings
+
+
+class UnknownPurposeError(RefusedError):
+    """The purpose is not one that this service asks consent for."""
+
+    code = "unknown_purpose"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentState:
+    """Whether consent is given for one purpose, since when, and to which notice."""
+
+    granted: bool = False
+    since: datetime | None = None
+    notice_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentRecord:
+    """A person's consent: the state per purpose, and every event, oldest first."""
+
+    user_id: int
+    purposes: dict[str, ConsentState]
+    history: list[DataConsent]
+
+
+class ConsentService:
+    """Records what people agree to and tells what stands."""
+
+    def record(
+        self,
+        session: Session,
+        actor: Actor,
+        user_id: int,
+        *,
+        purpose: str,
+        granted: bool,
+        notice_version: str | None = None,
+        evidence: str | None = None,
+    ) -> DataConsent:
+        """
+        Add an event to a person's consent history.
+
+        Args:
+            evidence: Where an admin records what a person said elsewhere (a signed form, a call).
+
+        Raises:
+            UnknownPurposeError: *purpose* is not in `CONSENT_PURPOSES`.
+            ForbiddenError: An admin records another's consent without evidence.
+        """
+        purposes = get_settings().purposes
+        if purpose not in purposes:
+            raise UnknownPurposeError(f"purpose is one of {', '.join(purposes)}")
+        if actor.user_id != user_id and not evidence:
+            # GDPR art. 4(11): consent is the person's own act.
+            raise ForbiddenError("consent for another person needs evidence of their own act")
+        # Locked, so that two events of one person have an order.
+        user = get_subject_service().require(session, user_id, lock=True)
+        last = session.scalar(_events(user_id).where(DataConsent.purpose == purpose).limit(1))
+        now = datetime.now(UTC)
+        if last is not None and last.recorded_at >= now:
+            # A clock set back must not let an older event be the newest.
+            now = last.recorded_at + timedelta(microseconds=1)
+        event = DataConsent(
+            id=uuid4(),
+            user_id=user_id,
+            purpose=purpose,
+            granted=granted,
+            notice_version=notice_version,
+            method="self" if actor.user_id == user_id else "admin",
+            evidence=evidence,
+            recorded_at=now,
+        )
+        if not granted and last is not None and last.granted:
+            entry = get_ledger_service().enter(
+                session, LedgerKind.WITHDRAW_CONSENT, user.uid, actor, at=now, purpose=purpose
+            )
+            event.id = entry.id
+        session.add(event)
+        get_audit_service().record(
+            session, "consent", actor, subject=user.uid, purpose=purpose, granted=granted
+        )
+        session.flush()
+        return event
+
+    def of(self, session: Session, user_id: int) -> ConsentRecord:
+        """
+        Return a person's consent; a purpose without an event is not granted.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+        """
+        history = list(session.scalars(_events(user_id)))
+        if not history:
+            get_subject_service().require(session, user_id)
+        states = {purpose: ConsentState() for purpose in get_settings().purposes}
+        history.reverse()
+        for event in history:
+            known = states.get(event.purpose)
+            since = event.recorded_at
+            if known is not None and known.since and known.granted == event.granted:
+                since = known.since
+            states[event.purpose] = ConsentState(event.granted, since, event.notice_version)
+        return ConsentRecord(user_id, states, history)
+
+
+def _events(user_id: int) -> Any:
+    return (
+        select(DataConsent)
+        .where(DataConsent.user_id == user_id)
+        .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
+    )
+
+
+@lru_cache(maxsize=1)
+def get_consent_service() -> ConsentService:
+    return ConsentService()
