@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-MAX_LINES: Final = 420
+MAX_LINES: Final = 400
 
 # Each line may import the lines below it; names on one line are peers.
 _LINES: Final = (
@@ -204,7 +204,7 @@ def test_no_package_file_hides_the_library_alembic() -> None:
         ("backend/services/setup_service.py", "from alembic import command", "alembic does not"),
         ("backend/services/a.py", "session.commit()", "commits"),
         ("backend/api/a.py", "def f(session):\n    done = session.commit\n    done()", "commits"),
-        ("backend/privacy/a.py", "\n" * (MAX_LINES + 1), "421 lines"),
+        ("backend/privacy/a.py", "\n" * (MAX_LINES + 1), "401 lines"),
     ],
 )
 def test_a_breach_is_found(path: str, source: str, breach: str) -> None:
