@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from http import HTTPStatus
@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.crypto.files import Opener, PassphraseLock
+from backend.crypto.files import _PASSPHRASE_SLOT, Opener, PassphraseLock, Slot
+from backend.crypto.key_services import KeyService, wrap
+from backend.crypto.keyring import parse_key
 from backend.db_utils import dispose_engine, session_scope
-from backend.errors import ConfigurationError, HoldfastError
+from backend.errors import ConfigurationError, HoldfastError, RefusedError
 from backend.logs import configure_logs, where
 from backend.models import BackupRecord, Role
 from backend.privacy.erase import EraseMode
-from backend.privacy.export import ExportFormat
+from backend.privacy.export import ExportContainer, ExportFormat
 from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
@@ -31,9 +33,11 @@ from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import Erasure, get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.demo_service import Chapter, get_demo_service
-from backend.services.encryption_service import get_encryption_service
+from backend.services.encryption_service import get_encryption_service, key_services
+from backend.services.key_use_service import get_key_use_service
 from backend.services.restore_service import get_restore_service
 from backend.services.retention_service import get_retention_service
+from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction, get_settings
@@ -153,14 +157,18 @@ def export_data(
     passphrase_stdin: Annotated[
         bool, typer.Option(help="Encrypt with a passphrase read from stdin instead.")
     ] = False,
+    container: Annotated[
+        ExportContainer, typer.Option(help="zip: an AES-256 zip, for 7-Zip and alike.")
+    ] = ExportContainer.HOLDFAST,
 ) -> None:
     """Write everything that is held about a person to a file."""
-    passphrase = sys.stdin.readline().rstrip("\n") if passphrase_stdin else None
+    _refuse_existing(output)
+    passphrase = _passphrase(confirm=True) if passphrase_stdin else None
     get_setup_service().open()
     with session_scope() as session:
         chunks = get_compliance_service().export(
             session, COMMAND_LINE, user_id, format_,
-            encrypt=encrypt or passphrase_stdin, passphrase=passphrase,
+            encrypt=encrypt or passphrase_stdin, passphrase=passphrase, container=container,
         )  # fmt: skip
     _write_new(output, chunks)
     print(f"written to {output}")
@@ -170,18 +178,41 @@ def export_data(
 def open_file(
     file: Path,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A file that does not exist.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A new file; without it, FILE without .hfe."),
+    ] = None,
     passphrase_stdin: Annotated[bool, typer.Option(help="Read the passphrase from stdin.")] = False,
 ) -> None:
-    """Decrypt an encrypted export."""
+    """Decrypt an encrypted export; a passphrase that it needs is asked for."""
+    if output is None:
+        if file.suffix != ".hfe":
+            raise RefusedError(f"{file} does not end in .hfe: give -o FILE")
+        output = file.with_suffix("")
+    _refuse_existing(output)
     with file.open("rb") as source:
         if passphrase_stdin:
-            opener = Opener(source, PassphraseLock(sys.stdin.readline().rstrip("\n")))
+            opener = Opener(source, PassphraseLock(_passphrase()))
         else:
-            get_setup_service().open()
-            opener = Opener(source, get_encryption_service().file_lock())
+            opener = Opener(source, _AskingLock())
         _write_new(output, opener.chunks())
     print(f"written to {output}")
+
+
+class _AskingLock:
+    """Opens a file with what it needs: a passphrase from the terminal, or the service's key."""
+
+    def wrap(self, data_key: bytes, binding: bytes) -> Slot:
+        return get_encryption_service().file_lock().wrap(data_key, binding)
+
+    def unwrap(self, slots: Iterable[Slot], binding: bytes) -> bytes:
+        slots = list(slots)
+        if any(slot.kind != _PASSPHRASE_SLOT for slot in slots):
+            get_setup_service().open()
+            return get_encryption_service().file_lock().unwrap(slots, binding)
+        if not sys.stdin.isatty():
+            raise RefusedError("the file opens with a passphrase: give it with --passphrase-stdin")
+        return PassphraseLock(_passphrase()).unwrap(slots, binding)
 
 
 @app.command("import")
@@ -392,18 +423,64 @@ def keys_generate() -> None:
     print(get_encryption_service().generate_key())
 
 
+@keys_app.command("wrap")
+def keys_wrap(service: KeyService) -> None:
+    """Have a key service wrap the key that is piped in; print what ENCRYPTION_KEY then holds."""
+    key = parse_key(sys.stdin.readline())
+    print(wrap(key, service, key_services()))
+
+
 @keys_app.command("status")
 def keys_status(*, as_json: AsJson = False) -> None:
-    """Show the known keys and how many values each protects."""
+    """Show the known keys, what each protects, and whether it may be disabled."""
     get_setup_service().open()
     with session_scope(read_only=True) as session:
-        status = get_encryption_service().status(session)
+        status = get_key_use_service().status(session)
     if as_json:
         _print_json(status)
         return
     for key in status["keys"]:
-        print(f"{key['key_id']}  {key['state']}  {key['values']} values")
+        print(
+            f"{key['key_id']}  {key['state']}  {key['values']} values, {key['index_terms']} index "
+            f"terms, {key['ledger_entries']} ledger entries, {key['backups']} backups"
+            f"{'; may be disabled' if key['may_be_disabled'] else ''}"
+        )
         _print_table(("column", "values"), [row for row in key["columns"].items() if row[1]])
+
+
+@keys_app.command("rotate")
+def keys_rotate(*, as_json: AsJson = False) -> None:
+    """Seal anew, under ENCRYPTION_KEY, whatever a previous key protects. May be run again."""
+    get_setup_service().open()
+    with _progress("values") as report:
+        done = get_rotation_service().rotate(COMMAND_LINE, report)
+    left = {key_id: use.words for key_id, use in done.left.items()}
+    if as_json:
+        _print_json(
+            {
+                "primary": done.primary,
+                "finished": done.finished,
+                "changed": done.changed,
+                "failed": done.failed,
+                "left": left,
+            }
+        )
+    else:
+        rows = [(what, done.changed.get(what, 0), done.failed.get(what, 0))
+                for what in sorted({*done.changed, *done.failed})]  # fmt: skip
+        _print_table(("sealed anew", "done", "failed"), rows)
+        for key_id, words in left.items():
+            print(f"key {key_id} still protects {words}")
+    if not done.finished:
+        raise typer.Exit(FAILED)
+
+
+@keys_app.command("disable")
+def keys_disable(key_id: str) -> None:
+    """Retire a key that nothing needs any more: it opens nothing from now on."""
+    get_setup_service().open()
+    get_rotation_service().disable(key_id, COMMAND_LINE)
+    print(f"key {key_id} is disabled: it may be taken out of ENCRYPTION_KEYS_PREVIOUS")
 
 
 # How things are asked for and shown
@@ -415,10 +492,16 @@ def _password(from_stdin: bool) -> str:
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
+def _passphrase(*, confirm: bool = False) -> str:
+    """Read a line that is piped in; on a terminal ask, without showing what is typed."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
+    return sys.stdin.readline().rstrip("\n")
+
+
 def _write_new(path: Path, chunks: Iterator[bytes]) -> None:
     """Write a new 0600 file, under its name only when it is whole."""
-    if path.exists():
-        raise typer.BadParameter(f"{path} exists already")
+    _refuse_existing(path)
     # A name that nobody can have put there before, and 0600.
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -431,6 +514,11 @@ def _write_new(path: Path, chunks: Iterator[bytes]) -> None:
         os.link(partial, path)
     finally:
         Path(partial).unlink()
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise RefusedError(f"{path} exists already")
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
@@ -23,7 +25,7 @@ from backend.api import auth, backups, encryption, holds, operation, privacy, re
 from backend.api.middleware import RequestMiddleware
 from backend.api.problems import Problem, add_problem_handlers
 from backend.db_utils import dispose_engine
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, UnavailableError
 from backend.logs import configure_logs
 from backend.services.scheduler_service import get_scheduler_service
 from backend.services.setup_service import get_setup_service
@@ -38,6 +40,7 @@ and erasure, consent, retention, backup and recovery.
 
 Press **Authorize** and sign in with e-mail (as user name) and password.
 """
+log = structlog.get_logger(__name__)
 _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
 # How long requests under way may go on once the process was asked to stop.
 _STOP_SECONDS: Final = 5
@@ -67,12 +70,32 @@ def create_app() -> FastAPI:
 @asynccontextmanager
 async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
     configure_logs(get_settings())
-    get_setup_service().open()
-    if get_settings().scheduler_enabled:
-        get_scheduler_service().start()
+    stopping = threading.Event()
+    if not _opened():
+        threading.Thread(target=_open_later, args=(stopping,), daemon=True).start()
     yield
+    stopping.set()
     get_scheduler_service().stop()
     dispose_engine()
+
+
+def _opened() -> bool:
+    """Get ready; say no where a service that keeps our key does not answer now."""
+    try:
+        get_setup_service().open()
+    except UnavailableError as err:
+        log.error("not_ready", code=err.code)
+        return False
+    if get_settings().scheduler_enabled:
+        get_scheduler_service().start()
+    return True
+
+
+def _open_later(stopping: threading.Event) -> None:
+    """Try again until it works; requests are answered with 503 until then."""
+    while not stopping.wait(UnavailableError.retry_after_seconds):
+        if _opened():
+            return
 
 
 def _describe_problems(app: FastAPI) -> None:
@@ -106,9 +129,14 @@ def serve() -> None:
 
 
 def _serve(listener: socket.socket, settings: Settings) -> None:
-    prepared = get_setup_service().prepare()
-    if prepared.admin is not None:
-        email, password = prepared.admin
+    try:
+        admin = get_setup_service().prepare().admin
+    except UnavailableError as err:
+        # Started all the same: it answers 503 until what it needs is back.
+        print(f"holdfast: not ready: {err.detail}", file=sys.stderr)
+        admin = None
+    if admin is not None:
+        email, password = admin
         print(f"\n  First admin: {email}\n  Password, shown this once: {password}\n", flush=True)
     scheme = "https" if settings.ssl_cert_path else "http"
     host, port = listener.getsockname()[:2]

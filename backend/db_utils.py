@@ -13,7 +13,15 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
@@ -36,9 +44,18 @@ def make_engine(url: str) -> Engine:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(url, str(parsed.database))
-    return create_engine(
+    engine = create_engine(
         url, pool_size=20, max_overflow=20, pool_pre_ping=True, hide_parameters=True
     )
+    event.listen(engine, "handle_error", _hide_row)
+    return engine
+
+
+def _hide_row(context: ExceptionContext) -> None:
+    """Keep the first line of an error: PostgreSQL quotes the failing row in the next ones."""
+    for err in (context.original_exception, context.sqlalchemy_exception):
+        if err is not None and err.args and isinstance(err.args[0], str):
+            err.args = (err.args[0].partition("\n")[0], *err.args[1:])
 
 
 def _parse(url: str) -> URL:

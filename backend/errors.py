@@ -118,6 +118,18 @@ class UnknownKeyError(CryptoError):
     code = "unknown_key"
 
 
+class KeyDisabledError(UnknownKeyError):
+    """The value was sealed with a key that was disabled here."""
+
+    code = "key_disabled"
+
+
+class ValueTooLongError(RefusedError):
+    """One value holds at most 2**31 - 1 bytes; files are encrypted as streams."""
+
+    code = "value_too_long"
+
+
 class TamperedError(CryptoError):
     """The value was changed, or belongs to another place."""
 

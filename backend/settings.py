@@ -66,6 +66,17 @@ class Settings(BaseSettings):
     encryption_key: SecretStr | None = None
     encryption_keys_previous: SecretStr | None = None
 
+    vault_addr: str | None = None
+    vault_token: SecretStr | None = None
+    vault_namespace: str | None = None
+    vault_cacert: Path | None = None
+    vault_transit_mount: str = "transit"
+    vault_transit_key: str | None = None
+    aws_region: str | None = None
+    aws_endpoint_url: str | None = None
+    aws_kms_key_id: str | None = None
+    key_service_timeout_seconds: float = Field(default=5, gt=0, le=60)
+
     jwt_secret_key: SecretStr | None = None
     access_token_minutes: int = Field(default=30, gt=0, le=24 * 60)
     admin_email: str = "admin@example.com"

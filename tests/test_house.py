@@ -41,7 +41,8 @@ _DOORS: Final = {
     "passlib": ("backend/crypto/",),
     "cryptography": ("backend/crypto/",),
     "schedule": ("backend/services/",),
-    "boto3": ("backend/backup/",),
+    "boto3": ("backend/backup/", "backend/crypto/"),
+    "hvac": ("backend/crypto/",),
     "obstore": ("backend/backup/",),
     "alembic": ("backend/services/schema_service.py", "alembic/"),
 }

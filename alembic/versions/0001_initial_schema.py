@@ -93,11 +93,13 @@ def upgrade() -> None:
         sa.Column("check_value", sa.String(length=16), nullable=False),
         sa.Column("is_primary", sa.Boolean(), nullable=False),
         sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_encryption_keys")),
     )
     op.create_table(
         "installation",
         sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("reference_key", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_installation")),
     )

@@ -19,7 +19,7 @@ _FORM: Final = "application/x-www-form-urlencoded"
 
 
 class Token(Answer, json_schema_extra=examples.of(examples.TOKEN)):
-    access_token: str
+    access_token: str = Field(repr=False)
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - RFC 6749, 7.1
     expires_in: int = Field(description="Seconds until the token ends.")
 

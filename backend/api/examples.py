@@ -138,6 +138,11 @@ KEY_STATUS: Final[Example] = {
             "state": "primary",
             "values": 1500,
             "columns": {"users.email": 500, "users.full_name": 500, "users.phone": 500},
+            "index_terms": 500,
+            "ledger_entries": 3,
+            "backups": 7,
+            "limit_used": 1.2e-07,
+            "may_be_disabled": False,
         }
     ],
 }

@@ -12,7 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.api.problems import unexpected_error
+from backend.api.problems import problem_response, unexpected_error
+from backend.errors import UnavailableError
+from backend.services.setup_service import get_setup_service
 
 log = structlog.get_logger("request")
 REQUESTS: Final = Counter("holdfast_requests", "Requests", ("method", "route", "status"))
@@ -30,6 +32,8 @@ _PAGE_POLICY: Final = (
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 _PAGES: Final = ("/docs", "/static/")
+# Answered also while the key service or the database keeps the service from being ready.
+_ALWAYS: Final = ("/healthz", "/readyz", "/metrics", "/openapi.json", *_PAGES)
 _HSTS: Final = "max-age=31536000"
 
 
@@ -60,6 +64,11 @@ class RequestMiddleware:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                if not (get_setup_service().is_open or scope["path"].startswith(_ALWAYS)):
+                    waiting = UnavailableError("the service is not ready yet")
+                    answer = problem_response(Request(scope), waiting)
+                    await answer(scope, receive, send_with_headers)
+                    return
                 await self._app(scope, self._limited(receive), send_with_headers)
             except Exception as err:
                 answer = unexpected_error(Request(scope), err)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.api.dependencies import Answer
 from backend.db_utils import get_engine, session_scope
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, UnavailableError
 from backend.services.encryption_service import get_encryption_service
 from backend.services.scheduler_service import get_scheduler_service
 from backend.services.schema_service import get_schema_service
@@ -73,4 +73,6 @@ def _checks() -> dict[str, str]:
         checks["database"] = "does not answer"
     except ConfigurationError:
         checks["key"] = "wrong or missing"
+    except UnavailableError:
+        checks["key"] = "the key service does not answer"
     return checks

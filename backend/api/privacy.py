@@ -21,9 +21,10 @@ from backend.api.dependencies import (
 )
 from backend.api.problems import problems
 from backend.privacy.erase import EraseMode
-from backend.privacy.export import ExportFormat
+from backend.privacy.export import ExportContainer, ExportFormat
 from backend.services.auth_service import require_self_or_admin
 from backend.services.compliance_service import (
+    PASSPHRASE_MIN,
     Erasure,
     get_compliance_service,
 )
@@ -46,9 +47,17 @@ class ExportBody(Body, json_schema_extra=examples.of(examples.EXPORT)):
     encrypt: bool = False
     passphrase: SecretStr | None = Field(
         default=None,
-        min_length=12,
+        min_length=PASSPHRASE_MIN,
         max_length=1024,
-        description="With `encrypt`: opens the file with `python db_cli.py open FILE`.",
+        description="With `encrypt`: opens the file with `python db_cli.py open FILE`, or, in the "
+        "container `zip`, with 7-Zip and alike; there at most 99 printable ASCII characters.",
+    )
+    container: Annotated[ExportContainer, Field(strict=False)] = Field(
+        default=ExportContainer.HOLDFAST,
+        description="With `format: zip`, `encrypt` and a passphrase, `zip` gives a standard "
+        "AES-256 zip (WinZip AE-2) that 7-Zip and alike open. It is weaker than `holdfast`: the "
+        "format stretches a passphrase with only 1000 rounds of PBKDF2-HMAC-SHA1, so use a long "
+        "random one, and names and sizes of the files inside can be read without it.",
     )
 
 
@@ -174,7 +183,8 @@ class ConsentAnswer(Answer, json_schema_extra=examples.of(examples.CONSENT_STATE
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "The file: JSON, CSV or zip, or any of them encrypted.",
+            "description": "The file: JSON, CSV or zip, or any of them encrypted; "
+            "`application/zip` also for an encrypted one in the container `zip`.",
             "content": {
                 "application/json": {},
                 "text/csv": {},
@@ -190,11 +200,13 @@ def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) ->
     require_self_or_admin(actor, body.user_id)
     passphrase = body.passphrase.get_secret_value() if body.passphrase else None
     chunks = get_compliance_service().export(
-        session, actor, body.user_id, body.format, encrypt=body.encrypt, passphrase=passphrase
-    )
-    media_type = "application/octet-stream" if body.encrypt else body.format.media_type
+        session, actor, body.user_id, body.format,
+        encrypt=body.encrypt, passphrase=passphrase, container=body.container,
+    )  # fmt: skip
+    sealed = body.encrypt and body.container is ExportContainer.HOLDFAST
+    media_type = "application/octet-stream" if sealed else body.format.media_type
     # No id or name in the file's name: it ends up in histories and logs.
-    name = f"export.{body.format}{'.hfe' if body.encrypt else ''}"
+    name = f"export.{body.format}{'.hfe' if sealed else ''}"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(chunks, media_type=media_type, headers=disposition)
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Final
 
 import zstandard
@@ -36,6 +36,7 @@ class Manifest:
     What one backup is: sizes in bytes, digests as hex, times in ISO 8601 UTC.
 
     *previous* is the digest of the manifest before, so that a missing or swapped backup shows.
+    *row_keys* are the keys that the rows in it need beside *key_id*, which its header needs.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Manifest:
     size_bytes: int
     sha256: str
     previous: str | None
+    row_keys: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,11 @@ class DigestingReader:
         self._hasher.update(data)
         return data
 
-    def check(self) -> None:
+    def is_whole(self) -> bool:
+        """Read to the end, and say whether all of it is what the manifest names."""
         while self.read(_READ_BYTES):
             pass
-        if self._hasher.hexdigest() != self._manifest.sha256:
-            raise BackupDamagedError("the stored backup is not the one its manifest names")
+        return self._hasher.hexdigest() == self._manifest.sha256
 
 
 def decompress(sealed: Iterable[bytes], plain_bytes: int) -> Chunks:
@@ -141,10 +143,14 @@ def decompress(sealed: Iterable[bytes], plain_bytes: int) -> Chunks:
 
 def write_manifest(store: LocalStore, manifest: Manifest, sign: Sign) -> None:
     """Write the manifest: from here on the backup exists."""
-    body = asdict(manifest)
-    document = {"manifest": body, "mac": sign(_canonical(body))}
     with store.create(manifest_name(manifest.id)) as file:
-        file.write(json.dumps(document, indent=1).encode())
+        file.write(manifest_text(manifest, sign))
+
+
+def manifest_text(manifest: Manifest, sign: Sign) -> bytes:
+    """Spell a manifest with its signature."""
+    body = asdict(manifest)
+    return json.dumps({"manifest": body, "mac": sign(_canonical(body))}, indent=1).encode()
 
 
 def read_manifest(store: LocalStore, backup_id: str, sign_with: Callable[[str], Sign]) -> Manifest:
@@ -179,13 +185,15 @@ def stored_ids(store: LocalStore) -> list[str]:
     return [name for name in names if _ID.fullmatch(name)]
 
 
-def claimed_key_ids(store: LocalStore) -> set[str]:
-    """Return which keys the stored backups say they need; not authenticated, for a message."""
-    claimed = set()
+def claimed_keys(store: LocalStore) -> dict[str, set[str]]:
+    """Return which keys each stored backup says it needs, by id; not authenticated."""
+    claimed = {}
     for backup_id in stored_ids(store):
         raw = store.read(manifest_name(backup_id), _MAX_MANIFEST_BYTES)
         with suppress(ValueError, TypeError, KeyError, RecursionError):
-            claimed.add(str(json.loads(raw)["manifest"]["key_id"])[:8])
+            said = json.loads(raw)["manifest"]
+            needed = [said["key_id"], *said.get("row_keys", ())]
+            claimed[backup_id] = {str(key_id)[:8] for key_id in needed}
     return claimed
 
 

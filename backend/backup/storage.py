@@ -74,6 +74,35 @@ class LocalStore:
         except OSError as err:
             raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
 
+    def replace(self, name: str, data: bytes) -> None:
+        """
+        Put *data* in the place of a small object: it is the old one or the new one, never a mix.
+
+        Raises:
+            UnavailableError: The disk is full or gone; the old object stays.
+        """
+        final = self._path(name)
+        partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+        try:
+            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(final)
+            self._sync_folder()
+        except OSError as err:
+            partial.unlink(missing_ok=True)
+            raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
+
+    def overwrite_head(self, name: str, data: bytes) -> None:
+        """Write *data* over the beginning of an object; a kill may leave a mix: see `archive`."""
+        descriptor = os.open(self._path(name), os.O_WRONLY | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """

@@ -1,41 +1,38 @@
 """
-Encrypted columns and the blind indexes by which they are searched.
+Encrypted columns: what they hold, and where it belongs.
 
 A column's values are bound to its table and column: one moved elsewhere does not open.
+`RowEncrypted` binds them to their row, too, where its key is known before it is inserted.
 """
 
-import base64
-import hashlib
-import hmac
-import unicodedata
 from collections.abc import Callable
-from datetime import date
-from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
-from sqlalchemy import Column, ColumnElement, Dialect, Table, Text, event
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Dialect,
+    Table,
+    Text,
+    Uuid,
+    event,
+    func,
+    type_coerce,
+)
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.sql import operators
 from sqlalchemy.types import TypeDecorator
 
 from backend.crypto import keyring
-from backend.crypto.values import column_scope
-
-_ENCODE: Final[dict[str, Callable[[Any], bytes]]] = {
-    "str": lambda text: text.encode(),
-    "date": lambda day: day.isoformat().encode(),
-}
-_DECODE: Final[dict[str, Callable[[bytes], Any]]] = {
-    "str": bytes.decode,
-    "date": lambda raw: date.fromisoformat(raw.decode()),
-}
-# 128 bits: among 2**32 people the chance of one false match stays below 2**-64.
-_INDEX_BYTES: Final = 16
+from backend.crypto.codecs import CODECS
+from backend.crypto.rows import RowValue, row_key
+from backend.crypto.values import Cipher, Scope, column_scope
 
 
 class Encrypted(TypeDecorator[Any]):
     """
-    A column stored as `enc1.` tokens and read as *codec* (`str` or `date`).
+    A column stored as `enc1.` tokens and read as *codec*, one of `CODECS`.
 
     `None` stays NULL and the empty string encrypts. Comparing raises: each sealing of a value
     differs, so a comparison would silently match nothing.
@@ -43,6 +40,7 @@ class Encrypted(TypeDecorator[Any]):
 
     impl = Text
     cache_ok = True
+    row_bound: ClassVar = False
 
     def __init__(self, codec: str = "str", table: str = "", column: str = "") -> None:
         super().__init__()
@@ -52,7 +50,16 @@ class Encrypted(TypeDecorator[Any]):
 
     @property
     def python_type(self) -> type[Any]:
-        return date if self.codec == "date" else str
+        return CODECS[self.codec].kind
+
+    @property
+    def scope(self) -> Scope:
+        """Where the values belong, for whoever seals them anew."""
+        return column_scope(self.table, self.column)
+
+    def place(self, table: str, column: str) -> "Encrypted":
+        """Return this type for the column that it stands in."""
+        return type(self)(self.codec, table, column)
 
     class Comparator(TypeDecorator.Comparator[Any]):
         def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
@@ -77,7 +84,7 @@ class Encrypted(TypeDecorator[Any]):
     comparator_factory = Comparator
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:  # noqa: ARG002 - its signature
-        encode, scope = _ENCODE[self.codec], column_scope(self.table, self.column)
+        encode, scope = CODECS[self.codec].encode, self.scope
 
         def seal(value: Any) -> str | None:
             if value is None:
@@ -87,12 +94,17 @@ class Encrypted(TypeDecorator[Any]):
         return seal
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002 - its signature
-        decode, scope = _DECODE[self.codec], column_scope(self.table, self.column)
+        decode, scope = CODECS[self.codec].decode, self.scope
+        # Looked up once per statement, not once per cell.
+        known: list[tuple[keyring.Keyring, Cipher]] = []
 
         def unseal(value: Any) -> Any:
             if value is None:
                 return None
-            return decode(keyring.current().cipher(scope).open_text(value))
+            keys = keyring.current()
+            if not known or known[0][0] is not keys:
+                known[:] = [(keys, keys.cipher(scope))]
+            return decode(known[0][1].open_text(value))
 
         return unseal
 
@@ -105,42 +117,53 @@ class Encrypted(TypeDecorator[Any]):
 def _bind_to_place(column: Column[Any], parent: Any) -> None:
     """Tell an encrypted column's type where it stands, as soon as that is known."""
     if isinstance(column.type, Encrypted) and isinstance(parent, Table):
-        column.type = Encrypted(column.type.codec, parent.name, column.name)
+        column.type = column.type.place(parent.name, column.name)
 
 
-def normalise_email(address: str) -> str:
-    """One spelling per mailbox: case and Unicode form do not make another person."""
-    return unicodedata.normalize("NFKC", address.strip()).casefold()
-
-
-class BlindIndex:
+class RowEncrypted(Encrypted):
     """
-    Equality search over one encrypted column: HMAC-SHA256 under a key of its own.
+    An encrypted column whose values open in their own row only.
 
-    Stored as `bi1.` and base64url of key id (4 bytes) and digest (16 bytes). It shows which rows
-    are equal, by design, and nothing to whoever lacks the key.
+    For tables whose single primary key is made before the insert. Values are set through the ORM
+    or as parameters of an insert; a statement that does not tell the row is refused.
     """
 
-    def __init__(self, table: str, column: str, normalise: Callable[[str], str]) -> None:
-        self._names = (table, column)
-        self._normalise = normalise
+    cache_ok = True
+    row_bound: ClassVar = True
 
-    def term(self, value: str) -> str:
-        """The term to store, under the primary key."""
-        return self._term(keyring.current().primary, value)
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:  # noqa: ARG002 - its signature
+        encode, scope = CODECS[self.codec].encode, self.scope
 
-    def terms(self, value: str) -> list[str]:
-        """The terms to look for: one per configured key, so that a rotation hides nobody."""
-        return [self._term(key, value) for key in keyring.current().keys]
+        def seal(value: Any) -> str | None:
+            match value:
+                case None:
+                    return None
+                case RowValue():
+                    cipher = keyring.current().cipher(scope)
+                    return cipher.seal_text(encode(value.value), value.row)
+                case _:
+                    raise InvalidRequestError(
+                        f"{self.table}.{self.column} is bound to its row: set it through the ORM "
+                        "or as a parameter of an insert, with the row's key"
+                    )
 
-    def _term(self, key: keyring.RootKey, value: str) -> str:
-        digest = hmac.new(
-            _index_key(key, *self._names), self._normalise(value).encode(), hashlib.sha256
-        ).digest()
-        raw = key.key_id + digest[:_INDEX_BYTES]
-        return "bi1." + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+        return seal
 
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        # The row's key comes along with the token, whatever else the statement selects.
+        key = row_key(cast("Column[Any]", column).table)
+        label: ColumnElement[str] = sql_cast(key, Text)
+        if isinstance(key.type, Uuid):
+            label = func.replace(label, "-", "")
+        return type_coerce(label + " " + type_coerce(column, Text), self)
 
-@lru_cache(maxsize=64)
-def _index_key(key: keyring.RootKey, table: str, column: str) -> bytes:
-    return key.derive("blind index", table, column)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002 - its signature
+        decode, scope = CODECS[self.codec].decode, self.scope
+
+        def unseal(value: Any) -> Any:
+            if value is None:
+                return None
+            row, _, token = value.rpartition(" ")
+            return decode(keyring.current().cipher(scope).open_text(token, row.encode()))
+
+        return unseal

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from backend.crypto.keyring import Keyring
+from backend.crypto.codecs import encode_text
+from backend.crypto.keyring import Keyring, RootKey
 from backend.crypto.values import Scope
 from backend.errors import (
     CryptoError,
@@ -47,8 +48,11 @@ _VERSION: Final = 1
 _SUITE_COBBLESTONE_256: Final = 1
 _MAX_META_BYTES: Final = 2048
 _FILE_KEY: Final = Scope("file key")
+_INNER_KEY: Final = Scope("inner key")
 _KEYRING_SLOT: Final = 1
 _PASSPHRASE_SLOT: Final = 2
+# A root key that what is in the file needs, sealed with the primary one of a later time.
+_INNER_KEY_SLOT: Final = 3
 # OWASP: N = 2**17, r = 8, p = 1 (128 MiB). The factor is stored, so it may grow later.
 _SCRYPT_LOG_N: Final = 17
 _MAX_SCRYPT_LOG_N: Final = 20
@@ -94,12 +98,29 @@ class KeyringLock:
             raise UnknownKeyError(f"the file needs key {' or '.join(wanted)}")
         raise UnknownKeyError("the file opens with a passphrase only")
 
+    def inner_slots(self, keys: Iterable[RootKey], binding: bytes) -> list[Slot]:
+        """Seal *keys* into slots, so that the file's content opens without their configuration."""
+        cipher = self._keyring.cipher(_INNER_KEY)
+        return [
+            Slot(_INNER_KEY_SLOT, key.key_id, key.sealed(cipher, binding + key.key_id))
+            for key in keys
+        ]
+
+    def inner_keys(self, slots: Iterable[Slot], binding: bytes) -> list[RootKey]:
+        """Return the keys that the file brings along for its content."""
+        cipher = self._keyring.cipher(_INNER_KEY)
+        return [
+            RootKey(cipher.open(slot.wrapped, binding + slot.opener_id))
+            for slot in slots
+            if slot.kind == _INNER_KEY_SLOT
+        ]
+
 
 class PassphraseLock:
     """Locks with a passphrase, stretched by scrypt, so that a person can open their own file."""
 
     def __init__(self, passphrase: str) -> None:
-        self._passphrase = passphrase.encode()
+        self._passphrase = encode_text(passphrase)
 
     def wrap(self, data_key: bytes, binding: bytes) -> Slot:
         opener_id = os.urandom(16) + bytes([_SCRYPT_LOG_N])
@@ -169,6 +190,7 @@ class Opener:
         data_key = lock.unwrap(slots, binding)
         if not hmac.compare_digest(_header_mac(data_key, header), header[-_MAC_BYTES:]):
             raise TamperedError("the file's header was changed")
+        self.inner_keys = lock.inner_keys(slots, binding) if isinstance(lock, KeyringLock) else []
         self._source = source
         self._decryptor = Cobblestone256Decryptor(data_key, _context(binding))
 
@@ -185,6 +207,28 @@ class Opener:
             yield self._decryptor.finalize()
         except InvalidTag:
             raise TamperedError("the file was cut, extended or changed") from None
+
+
+def rewrap(header: bytes, lock: KeyringLock, inner: Iterable[RootKey] = ()) -> bytes:
+    """
+    Return *header* with its data key wrapped for the primary key of *lock*.
+
+    Args:
+        inner: Previous keys that the content was sealed with; they are kept in the header, sealed,
+            so that they need not stay configured.
+
+    Raises:
+        CryptoError: As `Opener`.
+    """
+    immutable, _, _, slots = _parse_header(header)
+    binding = hashlib.sha256(immutable).digest()
+    data_key = lock.unwrap(slots, binding)
+    if not hmac.compare_digest(_header_mac(data_key, header), header[-_MAC_BYTES:]):
+        raise TamperedError("the file's header was changed")
+    kept = {key.key_id: key for key in (*lock.inner_keys(slots, binding), *inner)}
+    new = [lock.wrap(data_key, binding), *lock.inner_slots(kept.values(), binding)]
+    others = [slot for slot in slots if slot.kind == _PASSPHRASE_SLOT]
+    return _pack_header(immutable, new + others, data_key)
 
 
 def _context(binding: bytes) -> bytes:

@@ -8,7 +8,9 @@ one `info` per purpose, so that no key serves two purposes.
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Final
 
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from backend.crypto.values import Cipher, Scope
-from backend.errors import ConfigurationError, KeyFormatError, UnknownKeyError
+from backend.errors import ConfigurationError, KeyDisabledError, KeyFormatError, UnknownKeyError
 
 KEY_BYTES: Final = 32
 KEY_ID_BYTES: Final = 4
@@ -89,6 +91,10 @@ class RootKey:
         )
         return HKDF(algorithm=SHA256(), length=size, salt=_SALT, info=info).derive(self._key)
 
+    def sealed(self, cipher: Cipher, place: bytes) -> bytes:
+        """Return this key, sealed with another one, for the *place* where it is kept."""
+        return cipher.seal(self._key, place)
+
     def __repr__(self) -> str:
         return f"RootKey({self.key_id.hex()})"
 
@@ -97,16 +103,28 @@ class Keyring:
     """
     The primary key, which seals and opens, and previous keys, which only open.
 
+    Args:
+        disabled: Ids of keys that neither seal nor open, configured or not.
+
     Raises:
-        ConfigurationError: Two keys are the same, or share an id.
+        ConfigurationError: Two keys are the same or share an id, or the primary is disabled.
     """
 
-    def __init__(self, primary: RootKey, previous: Iterable[RootKey] = ()) -> None:
-        self.primary = primary
-        self.keys = (primary, *previous)
-        self._by_id = {key.key_id: key for key in self.keys}
-        if len(self._by_id) != len(self.keys):
+    def __init__(
+        self,
+        primary: RootKey,
+        previous: Iterable[RootKey] = (),
+        disabled: frozenset[bytes] = frozenset(),
+    ) -> None:
+        configured = (primary, *previous)
+        if len({key.key_id for key in configured}) != len(configured):
             raise ConfigurationError("ENCRYPTION_KEYS_PREVIOUS repeats a key")
+        if primary.key_id in disabled:
+            raise ConfigurationError(f"ENCRYPTION_KEY: key {primary.key_id.hex()} was disabled")
+        self.primary = primary
+        self.disabled = disabled
+        self.keys = tuple(key for key in configured if key.key_id not in disabled)
+        self._by_id = {key.key_id: key for key in self.keys}
         # More than there are encrypted columns; callers' own contexts must not fill the memory.
         self.cipher = lru_cache(maxsize=_CACHED_CIPHERS)(self._cipher)
 
@@ -115,23 +133,38 @@ class Keyring:
         Return the key with this id.
 
         Raises:
+            KeyDisabledError: It was disabled.
             UnknownKeyError: It is not configured.
         """
         try:
             return self._by_id[key_id]
         except KeyError:
+            if key_id in self.disabled:
+                raise KeyDisabledError(f"key {key_id.hex()} was disabled") from None
             raise UnknownKeyError(f"no configured key has the id {key_id.hex()}") from None
 
     def _cipher(self, scope: Scope) -> Cipher:
         """Return the cipher of *scope*, made once: deriving costs more than sealing."""
         derived = {key.key_id: key.derive(*scope.key_names) for key in self.keys}
-        return Cipher(scope, derived, self.primary.key_id)
+        return Cipher(scope, derived, self.primary.key_id, self.disabled)
+
+    def with_more(self, keys: Iterable[RootKey]) -> "Keyring":
+        """Return a keyring that also opens with *keys*, disabled here or not."""
+        found = {key.key_id: key for key in (*self.keys, *keys)}
+        previous = (key for key in found.values() if key.key_id != self.primary.key_id)
+        return Keyring(self.primary, previous)
+
+    def disabling(self, key_ids: Iterable[bytes]) -> "Keyring":
+        """Return these keys with those of *key_ids* disabled."""
+        previous = (key for key in self.keys if key is not self.primary)
+        return Keyring(self.primary, previous, self.disabled | frozenset(key_ids))
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(key.key_id.hex() for key in self.keys)})"
 
 
 _installed: list[Keyring] = []
+_used_here: ContextVar[Keyring | None] = ContextVar("keyring", default=None)
 
 
 def install(keyring: Keyring) -> None:
@@ -146,6 +179,19 @@ def current() -> Keyring:
     Raises:
         ConfigurationError: None was installed yet.
     """
+    here = _used_here.get()
+    if here is not None:
+        return here
     if not _installed:
         raise ConfigurationError("no encryption key is loaded yet")
     return _installed[0]
+
+
+@contextmanager
+def using(keys: Keyring) -> Iterator[None]:
+    """Use *keys* in this thread until the block ends: a backup may bring keys of its own."""
+    token = _used_here.set(keys)
+    try:
+        yield
+    finally:
+        _used_here.reset(token)

@@ -11,6 +11,8 @@ from typing import Final
 
 from passlib.hash import argon2
 
+from backend.crypto.codecs import UnencodableError, encode_text
+
 MIN_CHARS: Final = 12
 MAX_CHARS: Final = 1024
 _HASHER: Final = argon2.using(type="ID", memory_cost=19_456, time_cost=2, parallelism=1)
@@ -19,9 +21,15 @@ _SLOTS: Final = threading.BoundedSemaphore(2)
 
 
 def hash_password(password: str) -> str:
-    """Return the argon2id hash in PHC string form."""
+    """
+    Return the argon2id hash in PHC string form.
+
+    Raises:
+        UnencodableError: *password* is no text.
+    """
+    secret = encode_text(password)
     with _SLOTS:
-        return str(_HASHER.hash(password))
+        return str(_HASHER.hash(secret))
 
 
 def verify_password(password: str, stored: str | None) -> bool:
@@ -30,10 +38,14 @@ def verify_password(password: str, stored: str | None) -> bool:
 
     With no stored hash a dummy is verified, so that the answer takes as long either way.
     """
+    if len(password) > MAX_CHARS:
+        return False
+    try:
+        secret = encode_text(password)
+    except UnencodableError:
+        return False
     with _SLOTS:
-        if len(password) > MAX_CHARS:
-            return False
-        matches = bool(_HASHER.verify(password, stored or _dummy()))
+        matches = bool(_HASHER.verify(secret, stored or _dummy()))
     return matches and stored is not None
 
 

@@ -18,15 +18,19 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from backend.errors import (
+    KeyDisabledError,
     MalformedTokenError,
     NotEncryptedError,
     TamperedError,
     UnknownKeyError,
+    ValueTooLongError,
 )
 
 TEXT_PREFIX: Final = "enc1."
 VERSION: Final = b"\x01"
 OVERHEAD_BYTES: Final = 33
+# What OpenSSL takes at once.
+MAX_BYTES: Final = 2**31 - 1
 _HEADER_BYTES: Final = 5
 _NONCE_END: Final = 17
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
@@ -79,9 +83,16 @@ def value_scope(context: str) -> Scope:
 class Cipher:
     """Seals with the primary key of one scope and opens with whichever key a token names."""
 
-    __slots__ = ("_aad", "_header", "_openers", "_sealer")
+    __slots__ = ("_aad", "_disabled", "_header", "_openers", "_sealer")
 
-    def __init__(self, scope: Scope, keys: Mapping[bytes, bytes], primary: bytes) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        keys: Mapping[bytes, bytes],
+        primary: bytes,
+        disabled: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self._disabled = disabled
         bound = scope.associated_data
         self._openers = {key_id: AESGCM(key) for key_id, key in keys.items()}
         self._aad = {key_id: VERSION + key_id + bound for key_id in keys}
@@ -98,7 +109,12 @@ class Cipher:
 
         Returns:
             `OVERHEAD_BYTES` more than *plaintext*.
+
+        Raises:
+            ValueTooLongError: *plaintext* is longer.
         """
+        if len(plaintext) > MAX_BYTES:
+            raise ValueTooLongError(f"a value holds at most {MAX_BYTES} bytes")
         nonce = os.urandom(12)
         aad = self._aad[self._header[1:]]
         return (
@@ -114,6 +130,7 @@ class Cipher:
         Raises:
             MalformedTokenError: Too short, or of another version.
             UnknownKeyError: Its key is not configured.
+            KeyDisabledError: Its key was disabled.
             TamperedError: It was changed, or belongs to another scope or row.
         """
         if len(token) < OVERHEAD_BYTES or token[:1] != VERSION:
@@ -121,6 +138,8 @@ class Cipher:
         key_id = token[1:_HEADER_BYTES]
         opener = self._openers.get(key_id)
         if opener is None:
+            if key_id in self._disabled:
+                raise KeyDisabledError(f"sealed with key {key_id.hex()}, which was disabled")
             raise UnknownKeyError(f"sealed with key {key_id.hex()}, which is not configured")
         aad = self._aad[key_id]
         try:
@@ -151,6 +170,13 @@ def encode_token(token: bytes) -> str:
     """Spell *token* as `enc1.` and unpadded base64url."""
     body = binascii.b2a_base64(token, newline=False).translate(_TO_URL)
     return TEXT_PREFIX + body.rstrip(b"=").decode("ascii")
+
+
+def token_prefixes(key_id: bytes) -> list[str]:
+    """Return what tokens under a key begin with, each of the same length, for counting in SQL."""
+    # Version and key id are 40 bits, so 6 characters and 4 bits of the seventh: four prefixes.
+    size = len(TEXT_PREFIX) + 7
+    return [encode_token(VERSION + key_id + bytes([rest << 6]))[:size] for rest in range(4)]
 
 
 def decode_token(text: str) -> bytes:

@@ -3,7 +3,7 @@
 from backend.models.base import Base
 from backend.models.consent import DataConsent
 from backend.models.hotel import Booking, Feedback, Invoice, InvoiceLine, Payment
-from backend.models.people import Role, User
+from backend.models.people import BLIND_INDEXES, IndexedColumn, Role, User
 from backend.models.records import (
     AuditEvent,
     BackupRecord,
@@ -25,6 +25,7 @@ from backend.privacy.data_map import DataMap
 DATA_MAP = DataMap.of(Base.metadata)
 
 __all__ = [
+    "BLIND_INDEXES",
     "DATA_MAP",
     "AuditEvent",
     "BackupRecord",
@@ -36,6 +37,7 @@ __all__ = [
     "EncryptionKey",
     "Feedback",
     "HoldScope",
+    "IndexedColumn",
     "Installation",
     "Invoice",
     "InvoiceLine",

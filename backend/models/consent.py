@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, String, Uuid
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.crypto.columns import Encrypted
+from backend.crypto.columns import RowEncrypted
 from backend.models.base import Base, UtcDateTime
 from backend.privacy.data_map import OnErase, not_personal, owned_table, personal
 
@@ -43,7 +43,7 @@ class DataConsent(Base):
         String(64), info=not_personal("which text was shown")
     )
     method: Mapped[str] = mapped_column(String(20), info=personal("user.consent", OnErase.KEEP))
-    evidence: Mapped[str | None] = mapped_column(Encrypted(), info=personal("user.content"))
+    evidence: Mapped[str | None] = mapped_column(RowEncrypted(), info=personal("user.content"))
     recorded_at: Mapped[datetime] = mapped_column(
         UtcDateTime, info=personal("user.consent", OnErase.MONTH)
     )

@@ -1,14 +1,16 @@
 """The people: guests who book, and the staff who administer."""
 
 import uuid
+from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import String, Uuid
+from sqlalchemy import Column, String, Table, Uuid
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
-from backend.crypto.columns import BlindIndex, Encrypted, normalise_email
+from backend.crypto.blind_index import BlindIndex, normalise_email
+from backend.crypto.columns import Encrypted
 from backend.models.base import Base, UtcDateTime, closed_set
 from backend.privacy.data_map import (
     OnErase,
@@ -114,3 +116,16 @@ class User(Base):
     def _index_email(self, _key: str, email: str | None) -> str | None:
         self.email_index = None if email is None else EMAIL_INDEX.term(email)
         return email
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedColumn:
+    """A blind index and the columns that it is kept in and computed from."""
+
+    index: BlindIndex
+    index_column: Column[Any]
+    source: Column[Any]
+
+
+_USERS = cast("Table", User.__table__)
+BLIND_INDEXES = (IndexedColumn(EMAIL_INDEX, _USERS.c.email_index, _USERS.c.email),)

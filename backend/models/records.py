@@ -7,7 +7,7 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, Uuid
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.crypto.columns import Encrypted
+from backend.crypto.columns import Encrypted, RowEncrypted
 from backend.models.base import Base, UtcDateTime, closed_set
 from backend.privacy.data_map import control_table, not_personal, owned_table, personal
 from backend.settings import RetentionAction
@@ -92,7 +92,7 @@ class LegalHold(Base):
     )
     data_type: Mapped[str | None] = mapped_column(String(64), info=not_personal("which data"))
     row_id: Mapped[int | None] = mapped_column(info=not_personal("row number"))
-    reason: Mapped[str | None] = mapped_column(Encrypted(), info=personal("user.content"))
+    reason: Mapped[str | None] = mapped_column(RowEncrypted(), info=personal("user.content"))
     review_on: Mapped[datetime | None] = mapped_column(
         UtcDateTime, info=not_personal("when to ask whether it still stands")
     )
@@ -247,6 +247,7 @@ class EncryptionKey(Base):
     )
     is_primary: Mapped[bool] = mapped_column(info=not_personal("whether it seals new values"))
     first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
 
 
 class Installation(Base):
@@ -259,5 +260,8 @@ class Installation(Base):
 
     id: Mapped[uuid.UUID] = mapped_column(
         Uuid, primary_key=True, default=uuid.uuid4, info=not_personal("random number")
+    )
+    reference_key: Mapped[bytes] = mapped_column(
+        Encrypted("bytes"), info=not_personal("key of the references to people")
     )
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))

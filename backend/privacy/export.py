@@ -2,13 +2,13 @@
 Export: everything that is held about one person, read from the data map and streamed.
 
 The formats are one reading of the same rows: `json`, `csv` (one table: data type, record, field,
-value) and `zip` (the JSON, one CSV per table, and a page that a person can read).
+value) and `zip` (the JSON, one CSV per table, and a page that a person can read). The zip can be
+locked with a passphrase for 7-Zip and alike (AES-256, WinZip AE-2).
 """
 
 import csv
 import io
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.privacy import archives
 from backend.privacy.data_map import DataMap, MappedTable
 from backend.privacy.erase import Periods, rows_of
 
@@ -43,6 +44,13 @@ class ExportFormat(StrEnum):
         return {"json": "application/json", "csv": "text/csv", "zip": "application/zip"}[self]
 
 
+class ExportContainer(StrEnum):
+    """What an encrypted export is wrapped in."""
+
+    HOLDFAST = "holdfast"
+    ZIP = "zip"
+
+
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """Whose export, made when, and what goes into it beside the rows."""
@@ -54,15 +62,26 @@ class ExportRequest:
 
 
 def export(
-    session: Session, data_map: DataMap, request: ExportRequest, format_: ExportFormat
+    session: Session,
+    data_map: DataMap,
+    request: ExportRequest,
+    format_: ExportFormat,
+    zip_passphrase: str | None = None,
 ) -> Iterator[bytes]:
-    """Yield the export as bytes; memory does not grow with the number of rows."""
-    writers: dict[ExportFormat, Callable[..., Iterator[bytes]]] = {
-        ExportFormat.JSON: _json,
-        ExportFormat.CSV: _csv,
-        ExportFormat.ZIP: _zip,
-    }
-    return writers[format_](session, data_map, request)
+    """
+    Yield the export as bytes; memory does not grow with the number of rows.
+
+    Args:
+        zip_passphrase: Locks a zip; one that `archives.takes_passphrase` accepts.
+    """
+    match format_:
+        case ExportFormat.JSON:
+            return _json(session, data_map, request)
+        case ExportFormat.CSV:
+            return _csv(session, data_map, request)
+        case ExportFormat.ZIP:
+            members = _members(session, data_map, request)
+            return archives.archive(members, request.generated_at, zip_passphrase)
 
 
 def rows(session: Session, mapped: MappedTable, data_map: DataMap, subject: int) -> Iterator[Row]:
@@ -73,8 +92,10 @@ def rows(session: Session, mapped: MappedTable, data_map: DataMap, subject: int)
         .order_by(mapped.key)
         .execution_options(yield_per=_ROWS_PER_READ)
     )
+    # Plain names: SQLAlchemy's own kind of name is no key for JSON.
+    names = [str(column.name) for column in mapped.exported_columns]
     for row in session.execute(statement):
-        yield dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+        yield dict(zip(names, row, strict=True))
 
 
 def notice(data_map: DataMap, periods: Periods) -> dict[str, Any]:
@@ -188,45 +209,14 @@ def _named(field: str) -> str:
     )
 
 
-class _Drain(io.RawIOBase):
-    """A file that cannot seek: what zipfile writes is handed on at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def take(self) -> bytes:
-        parts, self._parts = self._parts, []
-        return b"".join(parts)
-
-
-def _zip(session: Session, data_map: DataMap, request: ExportRequest) -> Iterator[bytes]:
-    drain = _Drain()
-    with zipfile.ZipFile(drain, "w", zipfile.ZIP_DEFLATED) as archive:
-        members: list[tuple[str, Iterator[bytes]]] = [
-            ("index.html", _page(session, data_map, request)),
-            ("export.json", _json(session, data_map, request)),
-        ]
-        members += [
-            (f"tables/{mapped.name}.csv", _table_csv(session, data_map, request, mapped))
-            for mapped in data_map.of_people
-        ]
-        for name, chunks in members:
-            info = zipfile.ZipInfo(name, request.generated_at.timetuple()[:6])
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(info, "w", force_zip64=True) as member:
-                for chunk in chunks:
-                    member.write(chunk)
-                    if data := drain.take():
-                        yield data
-    yield drain.take()
+def _members(
+    session: Session, data_map: DataMap, request: ExportRequest
+) -> Iterator[archives.Member]:
+    """Yield name and content of each file in a zip; a name says nothing of the person."""
+    yield "index.html", _page(session, data_map, request)
+    yield "export.json", _json(session, data_map, request)
+    for mapped in data_map.of_people:
+        yield f"tables/{mapped.name}.csv", _table_csv(session, data_map, request, mapped)
 
 
 def _page(session: Session, data_map: DataMap, request: ExportRequest) -> Iterator[bytes]:

@@ -9,24 +9,28 @@ from uuid import UUID
 import orjson
 from sqlalchemy.orm import Session
 
-from backend.crypto import keyring
-from backend.crypto.references import reference
 from backend.models import AuditEvent, Role
+from backend.services.reference_service import reference_to
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
     """Who acts: a signed-in person, the command line, or the scheduler."""
 
-    ref: str
+    name: str
     role: Role
     user_id: int | None = None
     token_id: str | None = None
     request_id: str | None = None
+    uid: UUID | None = None
 
     @property
     def is_admin(self) -> bool:
         return self.role is Role.ADMIN
+
+    def ref(self, session: Session) -> str:
+        """Say who acts, without a name: a person by their reference."""
+        return self.name if self.uid is None else reference_to(session, self.uid)
 
     def during(self, request_id: str | None) -> "Actor":
         return replace(self, request_id=request_id)
@@ -63,8 +67,8 @@ class AuditService:
                 at=datetime.now(UTC),
                 action=action,
                 outcome=outcome,
-                actor_ref=actor.ref,
-                subject_ref=subject and reference(keyring.current(), subject),
+                actor_ref=actor.ref(session),
+                subject_ref=subject and reference_to(session, subject),
                 request_id=actor.request_id,
                 detail=orjson.dumps(detail, default=str).decode() if detail else None,
             )

@@ -10,9 +10,8 @@ import structlog
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from backend.crypto import bearer, keyring, passwords
+from backend.crypto import bearer, passwords
 from backend.crypto.bearer import Claims
-from backend.crypto.references import reference
 from backend.db_utils import session_scope
 from backend.errors import (
     ConfigurationError,
@@ -69,7 +68,7 @@ class AuthService:
                 )
             raise WrongPasswordError("the e-mail or the password is wrong")
         now = datetime.now(UTC)
-        actor = Actor(reference(keyring.current(), user.uid), user.role, user.id)
+        actor = Actor("person", user.role, user.id, uid=user.uid)
         with session_scope() as session:
             session.execute(update(User).where(User.id == user.id).values(last_activity_at=now))
             get_audit_service().record(
@@ -93,8 +92,9 @@ class AuthService:
             user = session.execute(statement).one_or_none()
         if user is None or not user.is_active or _is_older(claims, user.tokens_valid_after):
             raise UnauthenticatedError("the bearer token is not valid")
-        ref = reference(keyring.current(), user.uid)
-        actor = Actor(ref, user.role, claims.user_id, claims.token_id, request_id)
+        actor = Actor(
+            "person", user.role, claims.user_id, claims.token_id, request_id, uid=user.uid
+        )
         return SignedIn(actor, claims.expires_at)
 
     def sign_out(self, session: Session, actor: Actor, expires_at: datetime) -> None:

@@ -1,64 +1,51 @@
 """Backups: making, listing, proving and deleting them."""
 
-import fcntl
-import hashlib
-import hmac
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import BinaryIO, Final, cast
+from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.backup.archive import (
-    DigestingReader,
     Manifest,
     archive_name,
-    decompress,
     delete_backup,
     newest_digest,
-    read_manifest,
     stored_ids,
     write_archive,
     write_manifest,
 )
-from backend.backup.database import Database, count_rows
-from backend.backup.postgres import PostgresDatabase
-from backend.backup.sqlite import SqliteDatabase
+from backend.backup.rewrap import finish_rewraps
 from backend.crypto import keyring
-from backend.crypto.files import Opener, Sealer
-from backend.db_utils import get_engine, is_storable, session_scope
+from backend.crypto.files import Sealer
+from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
     ConflictError,
-    CryptoError,
     HoldfastError,
     NotFoundError,
     RefusedError,
-    SchemaMismatchError,
-    UnknownKeyError,
 )
-from backend.models import DATA_MAP, BackupRecord, BackupStatus, Base
+from backend.models import BackupRecord, BackupStatus, Base, EncryptionKey
+from backend.services.archive_service import (
+    BackupKeyError,
+    exclusive,
+    get_archive_service,
+    live_database,
+    signer,
+)
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import store
 from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
-LOCK_FILE: Final = "backup.lock"
 MAX_LABEL_CHARS: Final = 100
-_SAMPLE_ROWS: Final = 100
-
-
-class BackupKeyError(ConflictError):
-    """A key that the backup needs is not configured: add it to `ENCRYPTION_KEYS_PREVIOUS`."""
-
-    code = "unknown_key"
 
 
 class BackupService:
@@ -103,7 +90,7 @@ class BackupService:
         ]
         for backup_id in stored - set(records):
             with suppress(HoldfastError):
-                found.append(_record_of(self.manifest(backup_id)))
+                found.append(_record_of(get_archive_service().manifest(backup_id)))
         return sorted(found, key=lambda record: record.created_at, reverse=True)
 
     def get(self, session: Session, backup_id: UUID) -> BackupRecord:
@@ -115,7 +102,7 @@ class BackupService:
         """
         record = session.get(BackupRecord, backup_id)
         if record is None or record.status is BackupStatus.COMPLETE:
-            manifest = self.manifest(backup_id)
+            manifest = get_archive_service().manifest(backup_id)
             return record or _record_of(manifest)
         return record
 
@@ -148,55 +135,15 @@ class BackupService:
             UnknownKeyError: Its key is not configured.
         """
         with exclusive():
-            manifest = self.manifest(backup_id)
+            manifest = get_archive_service().manifest(backup_id)
             database = live_database()
-            built = self.rebuild(database, manifest)
-            database.discard(built)
+            with get_archive_service().rebuilt(database, manifest):
+                pass
         with session_scope() as session:
             record = session.merge(self.get(session, backup_id))
             record.verified_at = datetime.now(UTC)
             get_audit_service().record(session, "backup_verified", actor, backup=backup_id)
         return record
-
-    def manifest(self, backup_id: UUID) -> Manifest:
-        """
-        Read and authenticate a manifest; see `read_manifest`.
-
-        Raises:
-            BackupKeyError: Its key is not configured.
-        """
-        try:
-            return read_manifest(store(), str(backup_id), _signer)
-        except UnknownKeyError as err:
-            raise BackupKeyError(err.detail) from None
-
-    def rebuild(self, database: Database, manifest: Manifest) -> Engine:
-        """
-        Build the database of *manifest* beside the live one and prove it; drop it on any doubt.
-
-        Raises:
-            SchemaMismatchError: It was made on another engine.
-            BackupDamagedError: Digest, soundness, row counts or encrypted values are not right.
-            BackupKeyError: A key that it needs is not configured.
-        """
-        if manifest.engine != database.engine_name:
-            raise SchemaMismatchError(
-                f"the backup is of {manifest.engine}, the database is {database.engine_name}"
-            )
-        with _as_damage(), store().open(archive_name(manifest.id)) as file:
-            reader = DigestingReader(file, manifest)
-            opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
-            if opener.meta.get("backup") != manifest.id:
-                raise BackupDamagedError("another backup lies under this name")
-            built = database.rebuild(decompress(opener.chunks(), manifest.plain_bytes))
-            try:
-                reader.check()
-                database.check(built)
-                _check_contents(built, manifest)
-            except BaseException:
-                database.discard(built)
-                raise
-        return built
 
     def prune(
         self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
@@ -230,7 +177,7 @@ class BackupService:
             How many things were left behind; 0 where a backup is still running elsewhere.
         """
         with suppress(ConflictError), exclusive():
-            left = store().sweep() + live_database().sweep()
+            left = store().sweep() + finish_rewraps(store()) + live_database().sweep()
             with session_scope() as session:
                 running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
                 for record in session.scalars(running):
@@ -258,7 +205,10 @@ class BackupService:
         for stored in stored_ids(store()):
             # One that is damaged is found by its own verification.
             with suppress(BackupDamagedError, BackupKeyError):
-                previous.append(self.manifest(UUID(stored)))
+                previous.append(get_archive_service().manifest(UUID(stored)))
+        with session_scope(read_only=True) as session:
+            in_use = select(EncryptionKey.key_id).where(EncryptionKey.disabled_at.is_(None))
+            row_keys = sorted(session.scalars(in_use))
         tables = [table.name for table in Base.metadata.sorted_tables]
         sealer = Sealer(
             {"kind": "backup", "backup": backup_id},
@@ -281,8 +231,9 @@ class BackupService:
                 size_bytes=written.size_bytes,
                 sha256=written.sha256,
                 previous=newest_digest(store(), previous),
+                row_keys=row_keys,
             )
-        write_manifest(store(), manifest, _signer(key_id))
+        write_manifest(store(), manifest, signer(key_id))
         return manifest
 
     def _fail(self, backup_id: UUID, actor: Actor, err: BaseException) -> None:
@@ -303,55 +254,6 @@ class BackupService:
         return record
 
 
-@contextmanager
-def _as_damage() -> Iterator[None]:
-    """Tell what is wrong with the file as what it means for the backup."""
-    try:
-        yield
-    except UnknownKeyError as err:
-        raise BackupKeyError(err.detail) from None
-    except CryptoError as err:
-        raise BackupDamagedError(f"the backup is damaged: {err.detail}") from None
-
-
-def live_database() -> Database:
-    """The database of this process, as backups see it."""
-    engine = get_engine()
-    if engine.dialect.name == "sqlite":
-        return SqliteDatabase(engine)
-    return PostgresDatabase(engine)
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """
-    Let one backup, verification or restore run at a time on this machine.
-
-    Raises:
-        ConflictError: Another one is running.
-    """
-    path = get_settings().data_dir / LOCK_FILE
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The kernel drops the lock with its process, so a crash cannot leave it behind.
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ConflictError("another backup or restore is running") from None
-    finally:
-        os.close(descriptor)
-
-
-def _signer(key_id: str) -> Callable[[bytes], str]:
-    try:
-        key = keyring.current().find(bytes.fromhex(key_id))
-    except ValueError:
-        raise BackupDamagedError("the manifest of the backup was changed") from None
-    secret = key.derive("backup manifest")
-    return lambda body: hmac.new(secret, body, hashlib.sha256).hexdigest()
-
-
 def _record_of(manifest: Manifest) -> BackupRecord:
     return BackupRecord(
         id=UUID(manifest.id),
@@ -362,17 +264,6 @@ def _record_of(manifest: Manifest) -> BackupRecord:
         location=store().location(archive_name(manifest.id)),
         created_at=datetime.fromisoformat(manifest.created_at),
     )
-
-
-def _check_contents(built: Engine, manifest: Manifest) -> None:
-    """Compare the rows with the manifest, and open a sample of the encrypted values."""
-    if count_rows(built, manifest.tables) != manifest.tables:
-        raise BackupDamagedError("the restored rows are not those that the manifest counts")
-    with session_scope(built, read_only=True) as session:
-        for mapped in DATA_MAP.of_people:
-            if mapped.name in manifest.tables:
-                newest = select(*mapped.table.columns).order_by(mapped.key.desc())
-                session.execute(newest.limit(_SAMPLE_ROWS)).all()
 
 
 @lru_cache(maxsize=1)

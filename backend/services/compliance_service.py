@@ -17,13 +17,20 @@ from backend.errors import (
     StalePlanError,
 )
 from backend.models import DATA_MAP, LedgerKind, User
+from backend.privacy import archives
 from backend.privacy.erase import (
     EraseMode,
     ErasurePlan,
     carry_out_erasure,
     plan_erasure,
 )
-from backend.privacy.export import ExportFormat, ExportRequest, export, notice
+from backend.privacy.export import (
+    ExportContainer,
+    ExportFormat,
+    ExportRequest,
+    export,
+    notice,
+)
 from backend.privacy.imports import Imported, import_rows
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.consent_service import ConsentRecord, get_consent_service
@@ -33,6 +40,7 @@ from backend.services.retention_service import get_retention_service
 from backend.services.subject_service import get_subject_service
 from backend.settings import get_settings
 
+PASSPHRASE_MIN = 12
 _RIGHTS = (
     "You may have this data corrected, erased, restricted or handed over, you may object to its "
     "use and withdraw a consent at any time, and you may complain to a data protection authority. "
@@ -68,40 +76,54 @@ class ComplianceService:
         *,
         encrypt: bool = False,
         passphrase: str | None = None,
+        container: ExportContainer = ExportContainer.HOLDFAST,
     ) -> Iterator[bytes]:
         """
         Return the export as a stream; the audit row is written before the first byte.
 
         Args:
             passphrase: Encrypts so that the person can open it; without one, *encrypt* uses the
-                service's own key.
+                service's own key. At least `PASSPHRASE_MIN` characters.
+            container: `zip` locks the members of a zip with the passphrase, for 7-Zip and alike.
 
         Raises:
             SubjectNotFoundError: Nobody has this id.
-            RefusedError: A passphrase without `encrypt`.
+            RefusedError: The passphrase is too short or without `encrypt`, or the container does
+                not fit format, encryption or passphrase.
         """
-        if passphrase is not None and not encrypt:
-            raise RefusedError("a passphrase is for an encrypted export: set encrypt to true")
+        _require_fitting_lock(format_, encrypt, passphrase, container)
         user = get_subject_service().require(session, user_id)
         now = datetime.now(UTC)
         get_audit_service().record(
-            session, "export", actor, subject=user.uid, format=format_, encrypted=encrypt
-        )
+            session, "export", actor, subject=user.uid, format=format_, encrypted=encrypt,
+            **({"container": container} if container is ExportContainer.ZIP else {}),
+        )  # fmt: skip
+        if container is ExportContainer.ZIP:
+            return self._export_chunks(user_id, format_, now, zip_passphrase=passphrase)
         chunks = self._export_chunks(user_id, format_, now)
         if not encrypt:
             return chunks
         lock: Lock = (
-            PassphraseLock(passphrase) if passphrase else get_encryption_service().file_lock()
+            get_encryption_service().file_lock()
+            if passphrase is None
+            else PassphraseLock(passphrase)
         )
         meta = {"kind": "export", "format": format_.value}
         return Sealer(meta, [lock], now=now).seal(chunks)
 
-    def _export_chunks(self, user_id: int, format_: ExportFormat, now: datetime) -> Iterator[bytes]:
+    def _export_chunks(
+        self,
+        user_id: int,
+        format_: ExportFormat,
+        now: datetime,
+        *,
+        zip_passphrase: str | None = None,
+    ) -> Iterator[bytes]:
         """Read in a transaction of its own: the request's has ended when the stream begins."""
         with snapshot_scope() as session:
             consent = get_consent_service().of(session, user_id)
             request = ExportRequest(user_id, now, _consent_document(consent), self._notice(session))
-            yield from export(session, DATA_MAP, request, format_)
+            yield from export(session, DATA_MAP, request, format_, zip_passphrase)
 
     def _notice(self, session: Session) -> dict[str, Any]:
         settings = get_settings()
@@ -217,6 +239,29 @@ class ComplianceService:
     def _carry_out(self, session: Session, user_id: int, plan: ErasurePlan) -> None:
         subjects = DATA_MAP.subject.key == user_id
         carry_out_erasure(session, DATA_MAP, plan, subjects, datetime.now(UTC))
+
+
+def _require_fitting_lock(
+    format_: ExportFormat, encrypt: bool, passphrase: str | None, container: ExportContainer
+) -> None:
+    if passphrase is not None:
+        if not encrypt:
+            raise RefusedError("a passphrase is for an encrypted export: set encrypt to true")
+        if len(passphrase) < PASSPHRASE_MIN:
+            raise RefusedError(f"the passphrase has at least {PASSPHRASE_MIN} characters")
+    if container is not ExportContainer.ZIP:
+        return
+    if format_ is not ExportFormat.ZIP:
+        raise RefusedError("the container zip is for the format zip")
+    if not encrypt:
+        raise RefusedError("the container zip is for an encrypted export: set encrypt to true")
+    if passphrase is None:
+        raise RefusedError("the container zip opens with a passphrase: give one")
+    if not archives.takes_passphrase(passphrase):
+        raise RefusedError(
+            f"the passphrase of a container zip has at most {archives.PASSPHRASE_MAX} characters, "
+            "printable ASCII only: archivers disagree about others"
+        )
 
 
 def _consent_document(record: ConsentRecord) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class DemoService:
     def _consent(self, cast_: _Cast, *, granted: bool, title: str, text_: str) -> Chapter:
         user_id = cast_.withdrawing
         # The guest's own act: the demo stands in for their sign-in.
-        guest = Actor(_ACTOR.ref, _ACTOR.role, user_id)
+        guest = Actor(_ACTOR.name, _ACTOR.role, user_id)
         with session_scope() as session:
             get_consent_service().record(
                 session, guest, user_id, purpose="marketing", granted=granted

@@ -5,52 +5,88 @@ import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, overload
 
 import structlog
-from sqlalchemy import ColumnElement, func, inspect, select, update
+from sqlalchemy import inspect, select, update
 from sqlalchemy.orm import Session
 
 from backend.backup import archive
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
-from backend.crypto.columns import Encrypted
+from backend.crypto.codecs import encode_text
 from backend.crypto.files import KeyringLock
+from backend.crypto.key_services import KeyServices, is_wrapped, unwrap
 from backend.crypto.keyring import KEY_BYTES, Keyring, RootKey, parse_key
-from backend.crypto.values import TEXT_PREFIX, VERSION, encode_token, value_scope
+from backend.crypto.values import Cipher, value_scope
 from backend.db_utils import database_may_exist, get_engine, session_scope
-from backend.errors import ConfigurationError, ConflictError, KeyFormatError
-from backend.models import DATA_MAP, EncryptionKey
+from backend.errors import (
+    ConfigurationError,
+    ConflictError,
+    KeyFormatError,
+    MalformedTokenError,
+)
+from backend.models import EncryptionKey
 from backend.services import ledger_service
 from backend.services.ledger_service import store
 from backend.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
 KEY_FILE: Final = "encryption.key"
-# NIST SP 800-38D, 8.3: at most 2**32 messages per key with random nonces.
-MESSAGE_LIMIT: Final = 2**32
 
 
 class EncryptionService:
     """Seals and opens values with the keys of this process."""
 
-    def encrypt(self, text: str, context: str = "") -> str:
+    @overload
+    def encrypt(self, value: str, context: str = "") -> str: ...
+
+    @overload
+    def encrypt(self, value: bytes, context: str = "") -> bytes: ...
+
+    def encrypt(self, value: str | bytes, context: str = "") -> str | bytes:
         """
-        Encrypt *text* to an `enc1.` token that opens only with the same *context*.
+        Encrypt *value* so that it opens only with the same *context*.
+
+        Returns:
+            For text an `enc1.` token as text; for bytes the token's bytes, 33 more than *value*.
 
         Raises:
             ConfigurationError: No key is configured.
+            UnencodableError: Neither text nor bytes, or text with a lone surrogate.
+            ValueTooLongError: More than 2**31 - 1 bytes.
         """
-        return self._keys().cipher(value_scope(context)).seal_text(text.encode())
+        cipher = self._cipher(context)
+        if isinstance(value, bytes):
+            return cipher.seal(value)
+        return cipher.seal_text(encode_text(value))
 
-    def decrypt(self, token: str, context: str = "") -> str:
+    @overload
+    def decrypt(self, token: str, context: str = "") -> str: ...
+
+    @overload
+    def decrypt(self, token: bytes, context: str = "") -> bytes: ...
+
+    def decrypt(self, token: str | bytes, context: str = "") -> str | bytes:
         """
-        Decrypt an `enc1.` token.
+        Decrypt what `encrypt` returned: text from a text token, bytes from a bytes token.
 
         Raises:
-            CryptoError: Unknown key, changed or moved, malformed, or not encrypted: one class each.
+            CryptoError: Unknown or disabled key, changed or moved, malformed, or not encrypted:
+                one class each.
         """
-        return self._keys().cipher(value_scope(context)).open_text(token).decode()
+        cipher = self._cipher(context)
+        match token:
+            case bytes():
+                return cipher.open(token)
+            case str():
+                return _text(cipher.open_text(token))
+            case _:
+                raise MalformedTokenError("an encrypted value is text or bytes")
+
+    def _cipher(self, context: str) -> Cipher:
+        encode_text(context)
+        return self._keys().cipher(value_scope(context))
 
     def file_lock(self) -> KeyringLock:
         """The lock that files of this service open with."""
@@ -113,7 +149,8 @@ class EncryptionService:
             ConfigurationError: A key is wrong or missing; names the key ids.
         """
         keys = {key.key_id.hex(): key for key in (configured or self._keys()).keys}
-        known = {row.key_id: row for row in session.scalars(select(EncryptionKey))}
+        rows = session.scalars(select(EncryptionKey))
+        known = {row.key_id: row for row in rows if row.disabled_at is None}
         if missing := sorted(set(known) - set(keys)):
             raise ConfigurationError(
                 f"the data needs encryption key {', '.join(missing)}; "
@@ -124,7 +161,15 @@ class EncryptionService:
                 raise ConfigurationError(f"the configured key {key_id} is not the data's key")
 
     def enter_primary(self, session: Session) -> None:
-        """Note that the primary key now seals data here; none is ever dropped by this."""
+        """Note that the primary key now seals data here, and let go of keys disabled before."""
+        disabled = session.scalars(
+            select(EncryptionKey.key_id).where(EncryptionKey.disabled_at.is_not(None))
+        )
+        keyring.install(self._keys().disabling(bytes.fromhex(key_id) for key_id in disabled))
+        self.note_primary(session)
+
+    def note_primary(self, session: Session) -> None:
+        """Note in the database of *session* that the primary key seals its values."""
         primary = self._keys().primary
         primary_id = primary.key_id.hex()
         if session.get(EncryptionKey, primary_id) is None:
@@ -138,35 +183,6 @@ class EncryptionService:
             )
             session.flush()
         session.execute(update(EncryptionKey).values(is_primary=EncryptionKey.key_id == primary_id))
-
-    def status(self, session: Session) -> dict[str, Any]:
-        """Say per key and encrypted column how many values it protects."""
-        return {
-            "primary": self._keys().primary.key_id.hex(),
-            "message_limit": MESSAGE_LIMIT,
-            "keys": [self._key_status(session, key) for key in self._keys().keys],
-        }
-
-    def _key_status(self, session: Session, key: RootKey) -> dict[str, Any]:
-        columns: dict[str, int] = {}
-        for mapped in DATA_MAP.tables:
-            sealed = [c for c in mapped.table.columns if isinstance(c.type, Encrypted)]
-            if not sealed:
-                continue
-            counts = session.execute(
-                select(*(func.count().filter(_sealed_with(c, key)) for c in sealed))
-            ).one()
-            columns |= {
-                f"{mapped.name}.{column.name}": count
-                for column, count in zip(sealed, counts, strict=True)
-            }
-        total = sum(columns.values())
-        return {
-            "key_id": key.key_id.hex(),
-            "state": "primary" if key is self._keys().primary else "previous",
-            "values": total,
-            "columns": columns,
-        }
 
     def _keys(self) -> Keyring:
         try:
@@ -187,27 +203,48 @@ class EncryptionService:
 
     def _expected_key(self) -> str:
         """Name the keys that existing data and backups need; empty where there are none yet."""
-        ids = archive.claimed_key_ids(store()) | ledger_service.claimed_key_ids()
+        ids = set().union(*archive.claimed_keys(store()).values()) | set(
+            ledger_service.sealed_with().values()
+        )
         engine = get_engine() if database_may_exist() else None
         if engine is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
             with session_scope(engine, read_only=True) as session:
-                ids.update(session.scalars(select(EncryptionKey.key_id)))
+                rows = select(EncryptionKey.key_id).where(EncryptionKey.disabled_at.is_(None))
+                ids.update(session.scalars(rows))
         return f"; the data needs key {', '.join(sorted(ids))}" if ids else ""
+
+
+def _text(plaintext: bytes) -> str:
+    try:
+        return plaintext.decode()
+    except UnicodeDecodeError:
+        # `from None`: the decoder's own error holds the plaintext.
+        raise MalformedTokenError("the encrypted value is bytes, not text") from None
+
+
+def key_services() -> KeyServices:
+    """Where the services that open wrapped keys are."""
+    settings = get_settings()
+    token = settings.vault_token
+    return KeyServices(
+        vault_addr=settings.vault_addr,
+        vault_token=token.get_secret_value() if token else None,
+        vault_namespace=settings.vault_namespace,
+        vault_cacert=settings.vault_cacert,
+        vault_transit_mount=settings.vault_transit_mount,
+        vault_transit_key=settings.vault_transit_key,
+        aws_region=settings.aws_region,
+        aws_endpoint_url=settings.aws_endpoint_url,
+        aws_kms_key_id=settings.aws_kms_key_id,
+        timeout_seconds=settings.key_service_timeout_seconds,
+    )
 
 
 def _root_key(source: str, text: str) -> RootKey:
     try:
-        return RootKey(parse_key(text))
+        return RootKey(unwrap(text, key_services()) if is_wrapped(text) else parse_key(text))
     except KeyFormatError as err:
         raise KeyFormatError(f"{source}: {err.detail}") from None
-
-
-def _sealed_with(column: ColumnElement[Any], key: RootKey) -> ColumnElement[bool]:
-    # Version and key id are 40 bits, so 6 characters and 4 bits of the seventh: four prefixes.
-    head = VERSION + key.key_id
-    size = len(TEXT_PREFIX) + 7
-    prefixes = [encode_token(head + bytes([tail << 6]))[:size] for tail in range(4)]
-    return func.substr(column, 1, size).in_(prefixes)
 
 
 def read_secret(path: Path) -> str | None:
@@ -215,9 +252,11 @@ def read_secret(path: Path) -> str | None:
     Read a file that `write_secret` wrote; `None` where there is none.
 
     Raises:
-        ConfigurationError: It is empty or no text.
+        ConfigurationError: It is empty or no text, or others may read it.
     """
     try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigurationError(f"{path} may be read by others: `chmod 600` it")
         text = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None

@@ -59,7 +59,7 @@ class HoldService:
             data_type=data_type,
             row_id=row_id,
             review_on=review_on,
-            placed_by=actor.ref,
+            placed_by=actor.ref(session),
             placed_at=datetime.now(UTC),
         )
         session.add(hold)

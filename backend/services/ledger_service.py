@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
 from backend.crypto.keyring import KEY_ID_BYTES
-from backend.crypto.references import reference, references
 from backend.crypto.values import Scope
 from backend.errors import BackupDamagedError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.erase import EraseMode
 from backend.services.audit_service import Actor
+from backend.services.reference_service import reference_to
 from backend.settings import get_settings
 
 _SCOPE: Final = Scope("ledger")
@@ -66,10 +66,10 @@ class LedgerService:
         entry = LedgerEntry(
             id=uuid4(),
             kind=kind,
-            subject_ref=reference(keyring.current(), subject),
+            subject_ref=reference_to(session, subject),
             purpose=purpose,
             recorded_at=at,
-            recorded_by=actor.ref,
+            recorded_by=actor.ref(session),
         )
         self._store_object(entry)
         session.add(entry)
@@ -117,6 +117,16 @@ class LedgerService:
             if _name(entry.id) not in present:
                 self._store_object(entry)
 
+    def reseal(self) -> int:
+        """Seal anew the objects that a previous key sealed; return how many."""
+        primary = keyring.current().primary.key_id
+        old = [name for name, key_id in sealed_with().items() if key_id != primary.hex()]
+        for name in old:
+            cipher = keyring.current().cipher(_SCOPE)
+            body = cipher.open(store().read(name, _MAX_OBJECT_BYTES), name.encode())
+            store().replace(name, cipher.seal(body, name.encode()))
+        return len(old)
+
     def unfinished(self, session: Session) -> bool:
         """Whether the store holds an entry that this database does not know."""
         known = {_name(key) for key in session.scalars(select(LedgerEntry.id))}
@@ -151,9 +161,9 @@ class LedgerService:
         if wanted:
             statement = select(User.id, User.uid).where(User.anonymized_at.is_(None))
             for user_id, uid in session.execute(statement.execution_options(yield_per=5000)):
-                for ref in references(keyring.current(), uid):
-                    if ref in wanted:
-                        people[ref] = user_id
+                ref = reference_to(session, uid)
+                if ref in wanted:
+                    people[ref] = user_id
         return people
 
     def _withdraw(self, session: Session, entry: LedgerEntry, user_id: int) -> bool:
@@ -177,10 +187,10 @@ def store() -> LocalStore:
     return LocalStore(get_settings().backup_location)
 
 
-def claimed_key_ids() -> set[str]:
-    """Return which keys the stored entries say they need; not authenticated, for a message."""
-    heads = (store().read(name, 1 + KEY_ID_BYTES) for name in store().names(_PREFIX, _SUFFIX))
-    return {head[1:].hex() for head in heads}
+def sealed_with() -> dict[str, str]:
+    """Return which key each stored entry says it needs, by name; not authenticated."""
+    names = store().names(_PREFIX, _SUFFIX)
+    return {name: store().read(name, 1 + KEY_ID_BYTES)[1:].hex() for name in names}
 
 
 def _name(entry_id: UUID) -> str:

@@ -15,17 +15,19 @@ import structlog
 from sqlalchemy import Engine, Integer, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from backend.crypto import keyring
 from backend.db_utils import session_scope, snapshot_scope, writes_paused
 from backend.errors import RefusedError
 from backend.models import DATA_MAP, DataConsent, Installation, User
 from backend.privacy.data_map import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
+from backend.services.archive_service import exclusive, get_archive_service, live_database
 from backend.services.audit_service import Actor, get_audit_service
-from backend.services.backup_service import exclusive, get_backup_service, live_database
 from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import Replayed, get_ledger_service
 from backend.services.retention_service import get_retention_service
+from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
 
 log = structlog.get_logger(__name__)
@@ -78,21 +80,21 @@ class RestoreService:
         if not dry_run and not confirm:
             raise RefusedError("a restore replaces the live database: set confirm to true")
         with exclusive():
-            manifest = get_backup_service().manifest(backup_id)
+            manifest = get_archive_service().manifest(backup_id)
             get_schema_service().require_known(manifest.schema_revision)
             database = live_database()
-            built = get_backup_service().rebuild(database, manifest)
-            try:
+            configured = {key.key_id.hex() for key in keyring.current().keys}
+            with get_archive_service().rebuilt(database, manifest) as built:
                 get_schema_service().upgrade(built)
+                # Keys that the backup brought along are not configured: nothing may need them.
+                get_rotation_service().rotate_rows(built, configured)
                 if dry_run:
                     restored = self._prepare(built, backup_id, actor, previous=None)
                 else:
                     with writes_paused():
                         restored = self._put_in_place(built, backup_id, actor)
-                    self._apply_late_entries()
-            finally:
-                # After a swap there is nothing left to discard, and that is no error.
-                database.discard(built)
+            if not dry_run:
+                self._apply_late_entries()
         with session_scope() as session:
             get_audit_service().record(
                 session, "restore", actor, outcome="dry_run" if dry_run else "done",
@@ -119,7 +121,7 @@ class RestoreService:
         """Keep every promise in *built* that was made in the live database since."""
         with snapshot_scope() as live, session_scope(built) as restored:
             get_encryption_service().check(restored)
-            get_encryption_service().enter_primary(restored)
+            get_encryption_service().note_primary(restored)
             consents = self._carry_over(live, restored)
             _advance_row_numbers(live, restored)
             self._carry_over_accounts(live, restored)

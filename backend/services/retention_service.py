@@ -120,7 +120,7 @@ class RetentionService:
             action=action,
             enabled=enabled,
             updated_at=datetime.now(UTC),
-            updated_by=actor.ref,
+            updated_by=actor.ref(session),
         )
         session.merge(row)
         session.flush()
@@ -210,7 +210,7 @@ class RetentionService:
         session.add_all(
             DataRetentionLog(
                 run_id=run.run_id,
-                started_by=actor.ref,
+                started_by=actor.ref(session),
                 started_at=started,
                 finished_at=finished,
                 **asdict(result),

@@ -1,6 +1,6 @@
 """Getting ready: folder, keys, schema, first admin; and clearing up after a crash."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy import Engine, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from backend.crypto.references import new_reference_key
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
 from backend.errors import ConfigurationError
 from backend.folders import make_private_folder, may_be_folder
@@ -29,11 +30,15 @@ class Prepared:
     """What was done; *admin* is address and password of a new admin, to be shown once."""
 
     migrated: bool
-    admin: tuple[str, str] | None
+    admin: tuple[str, str] | None = field(repr=False)
 
 
 class SetupService:
     """Brings a machine to where the service can run, and refuses where it cannot."""
+
+    def __init__(self) -> None:
+        # Not before `open` has worked: until then there are no keys to serve with.
+        self.is_open = False
 
     def prepare(self) -> Prepared:
         """
@@ -49,7 +54,9 @@ class SetupService:
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
             if session.scalar(select(Installation.id)) is None:
-                session.add(Installation(created_at=datetime.now(UTC)))
+                session.add(
+                    Installation(created_at=datetime.now(UTC), reference_key=new_reference_key())
+                )
             admin = get_auth_service().first_admin(session, COMMAND_LINE)
         self.recover()
         return Prepared(migrated, admin)
@@ -68,6 +75,7 @@ class SetupService:
         self._make()
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
+        self.is_open = True
 
     def recover(self) -> None:
         """Finish or clear up what a killed process left."""

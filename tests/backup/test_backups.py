@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session
 from backend.db_utils import get_engine, session_scope
 from backend.errors import ConflictError, HoldfastError, NotFoundError, UnavailableError
 from backend.models import AuditEvent, BackupRecord, BackupStatus, Base, Feedback, User
+from backend.services.archive_service import exclusive, get_archive_service, live_database
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.backup_service import exclusive, get_backup_service, live_database
+from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
 from tests.conftest import ADMIN, Service, clear_caches
@@ -53,13 +54,9 @@ def _counts(session: Session) -> dict[str, int]:
 @contextmanager
 def _opened(record: BackupRecord) -> Iterator[Engine]:
     """The database inside a backup, built beside the live one."""
-    database = live_database()
-    service = get_backup_service()
-    built = service.rebuild(database, service.manifest(record.id))
-    try:
+    manifest = get_archive_service().manifest(record.id)
+    with get_archive_service().rebuilt(live_database(), manifest) as built:
         yield built
-    finally:
-        database.discard(built)
 
 
 def test_a_backup_holds_every_row_and_no_readable_word_of_them(service: Service) -> None:
@@ -85,7 +82,7 @@ def test_a_backup_holds_every_row_and_no_readable_word_of_them(service: Service)
 
 def test_the_files_are_compressed_and_their_owners_alone(service: Service) -> None:
     service.add(*(booking(None, date(2026, 1, 2), agent="7") for _ in range(500)))
-    manifest = get_backup_service().manifest(_create().id)
+    manifest = get_archive_service().manifest(_create().id)
     assert manifest.size_bytes < manifest.plain_bytes / 3
     for path in (service.folder / "backups").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -103,14 +100,14 @@ def test_the_record_and_the_manifest_say_what_was_stored(service: Service) -> No
     assert first.size_bytes == len(archive)
     assert first.location == str(service.folder / "backups" / f"{first.id}.hfb")
     assert abs(datetime.now(UTC) - first.created_at) < timedelta(minutes=1)
-    manifest = get_backup_service().manifest(first.id)
+    manifest = get_archive_service().manifest(first.id)
     # The record of the backup itself is in it already: it exists before the first byte.
     assert manifest.tables == counts | {"backup_records": 1}
     assert (manifest.label, manifest.engine) == ("one", service.engine)
     assert manifest.schema_revision == get_schema_service().wanted
     raw = (service.folder / "backups" / f"{first.id}.manifest.json").read_bytes()
     assert manifest.previous is None
-    assert get_backup_service().manifest(second.id).previous == hashlib.sha256(raw).hexdigest()
+    assert get_archive_service().manifest(second.id).previous == hashlib.sha256(raw).hexdigest()
 
 
 def test_a_backup_beside_writers_never_holds_half_a_transaction(service: Service) -> None:

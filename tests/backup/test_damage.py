@@ -21,8 +21,9 @@ from backend.backup.storage import LocalStore
 from backend.db_utils import get_engine, session_scope
 from backend.errors import HoldfastError
 from backend.models import BackupRecord, Feedback
+from backend.services.archive_service import get_archive_service, live_database, signer
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.backup_service import _signer, get_backup_service, live_database
+from backend.services.backup_service import get_backup_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
@@ -218,10 +219,10 @@ def test_rows_that_the_manifest_does_not_count_are_refused(service: Service) -> 
     """Also where both are ours: a dump tool that left rows out must not pass."""
     backup_id = _create()
     store = LocalStore(str(service.folder / "backups"))
-    manifest = get_backup_service().manifest(backup_id)
+    manifest = get_archive_service().manifest(backup_id)
     store.delete(f"{backup_id}.manifest.json")
     tables = manifest.tables | {"users": manifest.tables["users"] + 1}
-    write_manifest(store, replace(manifest, tables=tables), _signer(manifest.key_id))
+    write_manifest(store, replace(manifest, tables=tables), signer(manifest.key_id))
     assert _refused(service, backup_id) == "backup_damaged"
 
 
@@ -236,14 +237,14 @@ def test_a_backup_of_another_key_opens_only_while_that_key_is_configured(
     sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup_id = _create()
-    key_id = get_backup_service().manifest(backup_id).key_id
+    key_id = get_archive_service().manifest(backup_id).key_id
     monkeypatch.setenv("ENCRYPTION_KEY", OTHER_KEY)
     monkeypatch.setenv("ENCRYPTION_KEYS_PREVIOUS", KEY)
     clear_caches()
     get_setup_service().open()
     get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
     sealed_anew = _create()
-    assert get_backup_service().manifest(sealed_anew).key_id != key_id
+    assert get_archive_service().manifest(sealed_anew).key_id != key_id
     monkeypatch.setenv("ENCRYPTION_KEY", KEY)
     monkeypatch.delenv("ENCRYPTION_KEYS_PREVIOUS")
     clear_caches()
@@ -266,9 +267,9 @@ def _stamp(revision: str) -> None:
 def test_a_backup_of_the_other_engine_is_refused(sqlite_service: Service) -> None:
     backup_id = _create()
     store = LocalStore(str(sqlite_service.folder / "backups"))
-    manifest = get_backup_service().manifest(backup_id)
+    manifest = get_archive_service().manifest(backup_id)
     store.delete(f"{backup_id}.manifest.json")
-    write_manifest(store, replace(manifest, engine="postgresql"), _signer(manifest.key_id))
+    write_manifest(store, replace(manifest, engine="postgresql"), signer(manifest.key_id))
     assert _refused(sqlite_service, backup_id) == "schema_mismatch"
 
 

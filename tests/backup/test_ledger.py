@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import func, insert, select, text
 
 from backend.crypto import keyring
-from backend.crypto.references import reference
 from backend.db_utils import dispose_engine, get_engine, session_scope, sqlite_path
 from backend.errors import HoldfastError, LegalHoldError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
@@ -24,6 +23,7 @@ from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import _SCOPE, Replayed, get_ledger_service
+from backend.services.reference_service import reference_to
 from backend.services.restore_service import get_restore_service
 from backend.services.setup_service import get_setup_service
 from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
@@ -73,7 +73,9 @@ def _exists(user_id: int) -> bool:
 
 def test_every_promise_is_a_row_and_an_object_that_say_the_same(service: Service) -> None:
     jane, joe, eve = (service.user(f"{name}@example.com") for name in ("jane", "joe", "eve"))
-    refs = {reference(keyring.current(), _uid(person)) for person in (jane, joe, eve)}
+    uids = [_uid(person) for person in (jane, joe, eve)]
+    with session_scope(read_only=True) as session:
+        refs = {reference_to(session, uid) for uid in uids}
     _erase(jane)
     _erase(joe, EraseMode.ANONYMIZE)
     _consent(eve, granted=True)
@@ -233,7 +235,7 @@ def test_a_new_person_on_a_number_that_was_freed_is_left_alone(service: Service)
 def test_nothing_in_the_ledger_is_about_anybody(sqlite_service: Service) -> None:
     jane, joe = plant("A"), plant("B")
     uids = [_uid(person.id) for person in (jane, joe)]
-    me = Actor(reference(keyring.current(), uids[0]), COMMAND_LINE.role, user_id=jane.id)
+    me = Actor("person", COMMAND_LINE.role, user_id=jane.id, uid=uids[0])
     _consent(jane.id, granted=True, actor=me)
     _consent(jane.id, granted=False, actor=me)
     _erase(jane.id)

@@ -17,7 +17,8 @@ from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
 from backend.crypto import keyring
-from backend.crypto.columns import BlindIndex, Encrypted, normalise_email
+from backend.crypto.blind_index import BlindIndex, normalise_email
+from backend.crypto.columns import Encrypted
 from backend.crypto.keyring import Keyring, RootKey
 from backend.db_utils import make_engine, session_scope
 from backend.errors import NotEncryptedError, TamperedError, UnknownKeyError

@@ -2,40 +2,31 @@
 
 import hashlib
 import hmac
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from backend.crypto import keyring
-from backend.crypto.columns import BlindIndex, normalise_email
-from backend.crypto.keyring import Keyring, RootKey
-from backend.crypto.references import reference, references
+from backend.crypto.references import new_reference_key, reference
 from backend.db_utils import session_scope
-from backend.models import AuditEvent, User
+from backend.models import AuditEvent, Installation, User
+from backend.services.reference_service import reference_to
+from backend.services.setup_service import get_setup_service
 from tests.conftest import Service
 
-RAW = bytes(range(32))
-OLD, NEW = RootKey(RAW), RootKey(bytes(range(1, 33)))
+KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 JANE = UUID("11111111-2222-4333-8444-555555555555")
 
 
-def test_a_reference_is_key_id_and_half_a_keyed_digest_of_the_unique_id() -> None:
+def test_a_reference_is_half_a_keyed_digest_of_the_unique_id() -> None:
     # The ledger outlives releases: a change here would lose every erased person's entry.
-    info = b"\x00\x11subject reference"
-    key = HKDF(algorithm=SHA256(), length=32, salt=b"holdfast/v1", info=info).derive(RAW)
-    digest = hmac.digest(key, JANE.bytes, hashlib.sha256)[:16]
-    assert reference(Keyring(OLD), JANE) == f"{OLD.key_id.hex()}:{digest.hex()}"
+    assert reference(KEY, JANE) == hmac.digest(KEY, JANE.bytes, hashlib.sha256)[:16].hex()
 
 
 @given(st.uuids(), st.uuids())
 def test_two_people_have_two_references_and_one_person_one(one: UUID, other: UUID) -> None:
-    ring = Keyring(OLD)
-    assert reference(ring, one) == reference(Keyring(RootKey(RAW)), one)
-    assert (reference(ring, one) == reference(ring, other)) == (one == other)
+    assert (reference(KEY, one) == reference(KEY, other)) == (one == other)
 
 
 def test_without_the_key_a_reference_is_another() -> None:
@@ -43,24 +34,20 @@ def test_without_the_key_a_reference_is_another() -> None:
         digest(JANE.bytes).hexdigest()[:32]
         for digest in (hashlib.sha256, hashlib.sha1, hashlib.md5)
     }
-    found = reference(Keyring(OLD), JANE).split(":")[1]
-    assert found not in guesses
-    assert found != reference(Keyring(NEW), JANE).split(":")[1]
-    assert JANE.hex not in found
+    assert reference(KEY, JANE) not in guesses | {reference(OTHER, JANE), JANE.hex}
 
 
-def test_a_reference_is_no_term_of_a_blind_index() -> None:
-    keyring.install(Keyring(OLD))
-    index = BlindIndex("users", "uid", normalise_email)
-    assert reference(Keyring(OLD), JANE)[9:] not in index.term(str(JANE))
-
-
-def test_after_a_rotation_a_person_is_found_under_every_key_and_entered_under_the_new() -> None:
-    before = reference(Keyring(OLD), JANE)
-    rotated = Keyring(NEW, [OLD])
-    assert reference(rotated, JANE) == reference(Keyring(NEW), JANE)
-    assert references(rotated, JANE) == [reference(rotated, JANE), before]
-    assert before not in references(rotated, uuid4())
+def test_an_installation_has_a_key_of_its_own_which_lies_sealed(sqlite_service: Service) -> None:
+    assert new_reference_key() != new_reference_key()
+    with session_scope(read_only=True) as session:
+        key = session.scalars(select(Installation.reference_key)).one()
+        assert len(key) == 32
+        assert reference_to(session, JANE) == reference(key, JANE)
+        (stored,) = session.execute(text("SELECT reference_key FROM installation")).scalars()
+    assert stored.startswith("enc1.")
+    get_setup_service().prepare()
+    with session_scope(read_only=True) as session:
+        assert session.scalars(select(Installation.reference_key)).one() == key
 
 
 def test_the_audit_trail_names_people_by_their_reference_only(service: Service) -> None:
@@ -72,6 +59,6 @@ def test_the_audit_trail_names_people_by_their_reference_only(service: Service) 
         ).all()[-2:]
         people = [session.get_one(User, user_id) for user_id in (eve, joe)]
         assert [event.subject_ref for event in events] == [
-            reference(keyring.current(), person.uid) for person in people
+            reference_to(session, person.uid) for person in people
         ]
         assert "example.com" not in str([vars(event) for event in events])

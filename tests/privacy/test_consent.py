@@ -9,8 +9,6 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from backend.crypto import keyring
-from backend.crypto.references import reference
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, LedgerEntry, LedgerKind, User
 from backend.privacy.erase import EraseMode
@@ -19,6 +17,7 @@ from backend.services.audit_service import Actor
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import store
+from backend.services.reference_service import reference_to
 from backend.services.setup_service import get_setup_service
 from tests.conftest import Service, SignIn, clear_caches
 from tests.privacy.people import ADMINISTRATOR, dump
@@ -185,7 +184,8 @@ def test_a_withdrawal_is_in_the_ledger_once_and_a_grant_is_not(
         uid = session.get_one(User, person).uid
     assert (entry.kind, entry.purpose) == (LedgerKind.WITHDRAW_CONSENT, "marketing")
     assert str(entry.id) == withdrawn["id"]
-    assert entry.subject_ref == reference(keyring.current(), uid)
+    with session_scope(read_only=True) as session:
+        assert entry.subject_ref == reference_to(session, uid)
     (name,) = store().names("ledger-", ".enc")
     assert withdrawn["id"] in name
 

@@ -258,15 +258,16 @@ def test_a_table_rule_that_leads_nowhere_is_refused(rule: dict[str, Any]) -> Non
 
 def test_a_time_is_read_as_the_instant_that_was_stored(service: Service) -> None:
     moment = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
-    row = Installation(created_at=moment)
+    row = Installation(created_at=moment, reference_key=b"key")
     service.add(row)
     with session_scope(read_only=True) as session:
         assert session.get_one(Installation, row.id).created_at == moment
 
 
 def test_a_time_without_a_zone_is_refused(sqlite_service: Service) -> None:
+    moment = datetime(2026, 3, 29, 1, 30)  # noqa: DTZ001
     with pytest.raises(Exception, match="without a zone"):
-        sqlite_service.add(Installation(created_at=datetime(2026, 3, 29, 1, 30)))  # noqa: DTZ001
+        sqlite_service.add(Installation(created_at=moment, reference_key=b"key"))
 
 
 def test_a_value_outside_a_closed_set_is_refused_by_the_database(service: Service) -> None:
