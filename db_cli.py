@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from backend.crypto.files import _PASSPHRASE_SLOT, Opener, PassphraseLock, Slot
+from backend.crypto.files import PASSPHRASE_SLOT, Opener, PassphraseLock, Slot
 from backend.crypto.key_services import KeyService, wrap
 from backend.crypto.keyring import parse_key
 from backend.db_utils import dispose_engine, session_scope
@@ -207,7 +207,7 @@ class _AskingLock:
 
     def unwrap(self, slots: Iterable[Slot], binding: bytes) -> bytes:
         slots = list(slots)
-        if any(slot.kind != _PASSPHRASE_SLOT for slot in slots):
+        if any(slot.kind != PASSPHRASE_SLOT for slot in slots):
             get_setup_service().open()
             return get_encryption_service().file_lock().unwrap(slots, binding)
         if not sys.stdin.isatty():

@@ -43,6 +43,7 @@ _DOORS: Final = {
     "schedule": ("backend/services/",),
     "boto3": ("backend/backup/", "backend/crypto/"),
     "hvac": ("backend/crypto/",),
+    "pyzipper": ("backend/privacy/",),
     "obstore": ("backend/backup/",),
     "alembic": ("backend/services/schema_service.py", "alembic/"),
 }

@@ -365,10 +365,11 @@ def test_no_failed_request_shows_a_secret_in_its_answer_or_in_the_log(
         client.post("/auth/logout", headers={"Authorization": f"Bearer {token}"})
         answers.append(ask("/auth/me", token))
     statuses = [answer.status_code for answer in answers]
-    assert min(statuses) >= 301
+    assert min(statuses) >= 401
     assert len([status for status in statuses if status >= 500]) == len(paths) + 1
     log = written()
-    assert log.count("unexpected_error") >= 4
+    # SQLite tells a statement it cannot read as its own trouble: that is a 503.
+    assert log.count("unexpected_error") >= 3
     said = log + "".join(f"{answer.text} {answer.headers}" for answer in answers)
     assert leaks(said.replace(token.rsplit(".", 1)[1], FORGED)) == []
 

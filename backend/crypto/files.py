@@ -50,7 +50,7 @@ _MAX_META_BYTES: Final = 2048
 _FILE_KEY: Final = Scope("file key")
 _INNER_KEY: Final = Scope("inner key")
 _KEYRING_SLOT: Final = 1
-_PASSPHRASE_SLOT: Final = 2
+PASSPHRASE_SLOT: Final = 2
 # A root key that what is in the file needs, sealed with the primary one of a later time.
 _INNER_KEY_SLOT: Final = 3
 # OWASP: N = 2**17, r = 8, p = 1 (128 MiB). The factor is stored, so it may grow later.
@@ -126,11 +126,11 @@ class PassphraseLock:
         opener_id = os.urandom(16) + bytes([_SCRYPT_LOG_N])
         nonce = os.urandom(12)
         sealed = AESGCM(self._stretch(opener_id)).encrypt(nonce, data_key, binding + opener_id)
-        return Slot(_PASSPHRASE_SLOT, opener_id, nonce + sealed)
+        return Slot(PASSPHRASE_SLOT, opener_id, nonce + sealed)
 
     def unwrap(self, slots: Iterable[Slot], binding: bytes) -> bytes:
         for slot in slots:
-            if slot.kind != _PASSPHRASE_SLOT:
+            if slot.kind != PASSPHRASE_SLOT:
                 continue
             try:
                 return AESGCM(self._stretch(slot.opener_id)).decrypt(
@@ -227,7 +227,7 @@ def rewrap(header: bytes, lock: KeyringLock, inner: Iterable[RootKey] = ()) -> b
         raise TamperedError("the file's header was changed")
     kept = {key.key_id: key for key in (*lock.inner_keys(slots, binding), *inner)}
     new = [lock.wrap(data_key, binding), *lock.inner_slots(kept.values(), binding)]
-    others = [slot for slot in slots if slot.kind == _PASSPHRASE_SLOT]
+    others = [slot for slot in slots if slot.kind == PASSPHRASE_SLOT]
     return _pack_header(immutable, new + others, data_key)
 
 

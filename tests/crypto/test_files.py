@@ -178,7 +178,7 @@ def test_a_passphrase_slot_holds_16_random_bytes_and_a_cost_of_128_mib(
     slots = [
         slot
         for slot in files._parse_header(sealed_for_both[:HEADER])[3]
-        if slot.kind == files._PASSPHRASE_SLOT
+        if slot.kind == files.PASSPHRASE_SLOT
     ]
     again = PassphraseLock(PHRASE).wrap(bytes(32), b"")
     assert [len(slot.opener_id) for slot in slots] == [17]
@@ -212,7 +212,7 @@ def test_a_passphrase_slot_holds_16_random_bytes_and_a_cost_of_128_mib(
 def test_a_forged_passphrase_slot_is_refused_as_damage(opener_id: bytes, wrapped: bytes) -> None:
     class Forger:
         def wrap(self, data_key: bytes, binding: bytes) -> Slot:  # noqa: ARG002 - its signature
-            return Slot(files._PASSPHRASE_SLOT, opener_id, wrapped)
+            return Slot(files.PASSPHRASE_SLOT, opener_id, wrapped)
 
         def unwrap(self, slots: Iterable[Slot], binding: bytes) -> bytes:
             raise NotImplementedError
