@@ -11,6 +11,10 @@ _RIGHT: Final = 640
 _TOP: Final = 84
 _ROW: Final = 38
 _BAR: Final = 18
+# Rows that stand together under one heading.
+_CLOSE_ROW: Final = 22
+_CLOSE_BAR: Final = 12
+_HEADING: Final = 34
 _BOTTOM: Final = 58
 _INK, _FAINT, _PEER = "#24292f", "#6e7781", "#8c959f"
 _MET, _NOT_MET, _NEUTRAL = "#1a7f64", "#bc4c00", "#54749c"
@@ -18,7 +22,11 @@ _MET, _NOT_MET, _NEUTRAL = "#1a7f64", "#bc4c00", "#54749c"
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure: its ratio, the least and most of any round, and both values in words."""
+    """
+    One figure: its ratio, the least and most of any round, and both values in words.
+
+    Bars that follow each other with the same *section* share one heading.
+    """
 
     label: str
     ratio: float
@@ -27,6 +35,7 @@ class Bar:
     values: str
     aim: float | None
     met: bool | None
+    section: str = ""
 
     @property
     def colour(self) -> str:
@@ -37,7 +46,8 @@ def draw(title: str, peer: str, bars: Sequence[Bar]) -> str:
     """Return the chart; the peer is the line at 1."""
     largest = max(1.0, *(max(bar.high, bar.aim or 0) for bar in bars)) * 1.08
     scale = (_RIGHT - _LEFT) / largest
-    height = _TOP + _ROW * len(bars) + _BOTTOM
+    rows, bottom = _rows(bars, scale)
+    height = bottom + _BOTTOM
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     font = 'font-family="system-ui, sans-serif" font-size="13"'
     parts = [
@@ -46,29 +56,48 @@ def draw(title: str, peer: str, bars: Sequence[Bar]) -> str:
         f'<rect width="{_WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
         _text(24, 34, title, size=18, weight=600),
         _text(24, 56, f"Ratio to {peer} (1); Holdfast : peer on the right", colour=_FAINT),
-        *_rows(bars, scale),
         *_peer_line(scale, height),
+        *rows,
         *_legend(height),
         "</svg>\n",
     ]
     return "\n".join(parts)
 
 
-def _rows(bars: Sequence[Bar], scale: float) -> Iterator[str]:
-    for number, bar in enumerate(bars):
-        top = _TOP + _ROW * number + (_ROW - _BAR) / 2
-        middle = top + _BAR / 2
-        yield _text(_LEFT - 12, middle + 4.5, bar.label, anchor="end")
-        yield (
-            f'<rect x="{_LEFT}" y="{top:.1f}" width="{bar.ratio * scale:.1f}" height="{_BAR}" '
-            f'rx="2" fill="{bar.colour}"/>'
-        )
-        yield _line(_LEFT + bar.low * scale, middle, _LEFT + bar.high * scale, middle, _INK, 1.2)
-        if bar.aim is not None:
-            at = _LEFT + bar.aim * scale
-            yield _line(at, top - 5, at, top + _BAR + 5, _INK, 2, dash="3 2")
-        yield _text(_RIGHT + 14, middle + 4.5, f"{bar.ratio:.2f}", weight=600)
-        yield _text(_RIGHT + 52, middle + 4.5, bar.values, colour=_FAINT, size=12)
+def _rows(bars: Sequence[Bar], scale: float) -> tuple[list[str], int]:
+    """Draw the bars under their headings; also return where the last one ends."""
+    parts: list[str] = []
+    top, section = _TOP, ""
+    for bar in bars:
+        if bar.section != section:
+            section = bar.section
+            parts.append(_ground(top - 2, _HEADING + 2))
+            parts.append(_text(24, top + _HEADING - 10, section, weight=600))
+            top += _HEADING
+        row, thickness = (_CLOSE_ROW, _CLOSE_BAR) if section else (_ROW, _BAR)
+        parts += _row(bar, scale, top + row / 2, thickness)
+        top += row
+    return parts, top
+
+
+def _row(bar: Bar, scale: float, middle: float, thickness: int) -> Iterator[str]:
+    top = middle - thickness / 2
+    yield _text(_LEFT - 12, middle + 4.5, bar.label, anchor="end")
+    yield (
+        f'<rect x="{_LEFT}" y="{top:.1f}" width="{bar.ratio * scale:.1f}" height="{thickness}" '
+        f'rx="2" fill="{bar.colour}"/>'
+    )
+    yield _line(_LEFT + bar.low * scale, middle, _LEFT + bar.high * scale, middle, _INK, 1.2)
+    if bar.aim is not None:
+        at = _LEFT + bar.aim * scale
+        yield _line(at, top - 4, at, top + thickness + 4, _INK, 2, dash="3 2")
+    yield _text(_RIGHT + 14, middle + 4.5, f"{bar.ratio:.2f}", weight=600)
+    yield _text(_RIGHT + 52, middle + 4.5, bar.values, colour=_FAINT, size=12)
+
+
+def _ground(top: float, height: float) -> str:
+    """Cover the peer's line where a heading stands."""
+    return f'<rect x="1" y="{top}" width="{_WIDTH - 2}" height="{height}" fill="#ffffff"/>'
 
 
 def _peer_line(scale: float, height: float) -> Iterator[str]:

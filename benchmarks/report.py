@@ -51,13 +51,18 @@ class Aim:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured thing, here and at the peer, in rounds that alternated."""
+    """
+    One measured thing, here and at the peer, in rounds that alternated.
+
+    *against* names this figure's peer where a report has more than one.
+    """
 
     name: str
     unit: str
     holdfast: Samples
     peer: Samples
     aim: Aim | None = None
+    against: str = ""
 
     @property
     def ratio(self) -> float:
@@ -77,12 +82,14 @@ class Figure:
         aim = self.aim.words(self.unit) if self.aim else ""
         ratio = f"{self.ratio:.2f}"
         name = f"{self.name}, {self.unit}"
-        return [name, str(self.holdfast), str(self.peer), ratio, aim, self.verdict]
+        peer = f"{self.against}: {self.peer}" if self.against else str(self.peer)
+        return [name, str(self.holdfast), peer, ratio, aim, self.verdict]
 
     def document(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "unit": self.unit,
+            "against": self.against or None,
             "holdfast": self.holdfast.document(),
             "peer": self.peer.document(),
             "ratio": self.ratio,
@@ -92,14 +99,25 @@ class Figure:
 
     def bar(self) -> Bar:
         return Bar(
-            label=self.name,
+            label=self.against or self.name,
+            # Figures with peers of their own stand together under what was measured.
+            section=f"{self.name}, {self.unit}" if self.against else "",
             ratio=self.ratio,
             low=min(self.round_ratios),
             high=max(self.round_ratios),
-            values=f"{_short(self.holdfast.median)} : {_short(self.peer.median)} {self.unit}",
+            values=self._values(),
             aim=self.aim.limit if self.aim and self.aim.of_ratio else None,
             met=self.aim.is_met(self) if self.aim else None,
         )
+
+    def _values(self) -> str:
+        both = f"{_short(self.holdfast.median)} : {_short(self.peer.median)}"
+        if not self.against:
+            both += f" {self.unit}"
+        # An aim of the figure itself has no place on a scale of ratios.
+        if self.aim and not self.aim.of_ratio:
+            both += f", {self.aim.words(self.unit)}"
+        return both
 
 
 @dataclass(frozen=True)
