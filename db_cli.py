@@ -30,6 +30,7 @@ from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.column_service import get_column_service
 from backend.services.compliance_service import Erasure, get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.demo_service import Chapter, get_demo_service
@@ -472,6 +473,18 @@ def keys_rotate(*, as_json: AsJson = False) -> None:
         for key_id, words in left.items():
             print(f"key {key_id} still protects {words}")
     if not done.finished:
+        raise typer.Exit(FAILED)
+
+
+@keys_app.command("encrypt-column")
+def keys_encrypt_column(column: Annotated[str, typer.Argument(metavar="TABLE.COLUMN")]) -> None:
+    """Encrypt the plain values of a column that the model declares as encrypted."""
+    get_setup_service().open()
+    table, _, name = column.partition(".")
+    with _progress("values") as report:
+        left = get_column_service().encrypt(table, name, COMMAND_LINE, report)
+    print(f"{left} values are left in plain" if left else f"{column} is encrypted")
+    if left:
         raise typer.Exit(FAILED)
 
 

@@ -58,6 +58,15 @@ def upgrade() -> None:
         op.f("ix_backup_records_created_at"), "backup_records", ["created_at"], unique=False
     )
     op.create_table(
+        "column_migrations",
+        sa.Column("table_name", sa.String(length=64), nullable=False),
+        sa.Column("column_name", sa.String(length=64), nullable=False),
+        sa.Column("started_by", sa.String(length=64), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("table_name", "column_name", name=op.f("pk_column_migrations")),
+    )
+    op.create_table(
         "data_retention_logs",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("run_id", sa.Uuid(), nullable=False),
@@ -444,6 +453,7 @@ def downgrade() -> None:
     op.drop_table("job_runs")
     op.drop_table("installation")
     op.drop_table("encryption_keys")
+    op.drop_table("column_migrations")
     op.drop_index(op.f("ix_data_retention_logs_run_id"), table_name="data_retention_logs")
     op.drop_table("data_retention_logs")
     op.drop_index(op.f("ix_backup_records_created_at"), table_name="backup_records")

@@ -5,7 +5,7 @@ A column's values are bound to its table and column: one moved elsewhere does no
 `RowEncrypted` binds them to their row, too, where its key is known before it is inserted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn, cast
 
 from sqlalchemy import (
@@ -27,7 +27,21 @@ from sqlalchemy.types import TypeDecorator
 from backend.crypto import keyring
 from backend.crypto.codecs import CODECS
 from backend.crypto.rows import RowValue, row_key
-from backend.crypto.values import Cipher, Scope, column_scope
+from backend.crypto.values import TEXT_PREFIX, Cipher, Scope, column_scope
+
+# Columns that are being encrypted, by table and name: see `allow_plaintext`.
+_in_plain: set[tuple[str, str]] = set()
+
+
+def allow_plaintext(places: Iterable[tuple[str, str]]) -> None:
+    """
+    Let this process read plain values in *places*, table and column, and nowhere else.
+
+    Only while such a column is being encrypted: otherwise plain text where a token belongs is an
+    attack or a fault, and is refused.
+    """
+    _in_plain.clear()
+    _in_plain.update(places)
 
 
 class Encrypted(TypeDecorator[Any]):
@@ -56,6 +70,10 @@ class Encrypted(TypeDecorator[Any]):
     def scope(self) -> Scope:
         """Where the values belong, for whoever seals them anew."""
         return column_scope(self.table, self.column)
+
+    def _is_plain(self, value: str) -> bool:
+        declared = (self.table, self.column) in _in_plain
+        return declared and not value.startswith(TEXT_PREFIX)
 
     def place(self, table: str, column: str) -> "Encrypted":
         """Return this type for the column that it stands in."""
@@ -104,6 +122,8 @@ class Encrypted(TypeDecorator[Any]):
             keys = keyring.current()
             if not known or known[0][0] is not keys:
                 known[:] = [(keys, keys.cipher(scope))]
+            if _in_plain and self._is_plain(value):
+                return decode(value.encode())
             return decode(known[0][1].open_text(value))
 
         return unseal
@@ -163,7 +183,9 @@ class RowEncrypted(Encrypted):
         def unseal(value: Any) -> Any:
             if value is None:
                 return None
-            row, _, token = value.rpartition(" ")
+            row, _, token = value.partition(" ")
+            if _in_plain and self._is_plain(token):
+                return decode(token.encode())
             return decode(keyring.current().cipher(scope).open_text(token, row.encode()))
 
         return unseal

@@ -48,8 +48,10 @@ def row_label(key: Any) -> bytes:
             return key.hex.encode()
         case bool():
             raise InvalidRequestError("a flag is no key of a row")
-        case int() | str():
+        case int():
             return str(key).encode()
+        case str() if key and " " not in key:
+            return key.encode()
         case _:
             raise InvalidRequestError(f"a {type(key).__name__} is no key of a row")
 

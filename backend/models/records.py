@@ -250,6 +250,26 @@ class EncryptionKey(Base):
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
 
 
+class ColumnMigration(Base):
+    """A column whose plain values are being encrypted: only meanwhile may they be read as such."""
+
+    __tablename__ = "column_migrations"
+    # A backup's own rows say which of its columns are still in plain, so they are not replaced.
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "info": control_table("Which columns are being encrypted", carried_over=False)
+    }
+
+    table_name: Mapped[str] = mapped_column(
+        String(64), primary_key=True, info=not_personal("which table")
+    )
+    column_name: Mapped[str] = mapped_column(
+        String(64), primary_key=True, info=not_personal("which column")
+    )
+    started_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+
+
 class Installation(Base):
     """One row: which installation this database belongs to, told apart from any other."""
 

@@ -23,6 +23,7 @@ from backend.privacy.data_map import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
 from backend.services.archive_service import exclusive, get_archive_service, live_database
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.column_service import get_column_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import Replayed, get_ledger_service
@@ -95,6 +96,8 @@ class RestoreService:
                         restored = self._put_in_place(built, backup_id, actor)
             if not dry_run:
                 self._apply_late_entries()
+                with session_scope(read_only=True) as session:
+                    get_column_service().apply(session)
         with session_scope() as session:
             get_audit_service().record(
                 session, "restore", actor, outcome="dry_run" if dry_run else "done",

@@ -180,7 +180,7 @@ class RotationService:
                     failed += 1
                 else:
                     changes.append({"row": row, "old": token, "new": new})
-            yield _carry_out(engine, change, changes), failed
+            yield replace_cells(engine, change, changes), failed
 
     def _rotate_index(self, indexed: IndexedColumn, engine: Engine | None) -> Iterator[int]:
         """Compute old terms anew under the primary key; yield how many per batch."""
@@ -204,7 +204,7 @@ class RotationService:
             if not rows:
                 return
             last = rows[-1][0]
-            yield _carry_out(
+            yield replace_cells(
                 engine,
                 change,
                 [{"row": r, "old": term, "new": indexed.index.term(v)} for r, term, v in rows],
@@ -222,7 +222,7 @@ class RotationService:
                 _add(done, "backups", 1, 0)
 
 
-def _carry_out(engine: Engine | None, statement: Any, changes: list[dict[str, Any]]) -> int:
+def replace_cells(engine: Engine | None, statement: Any, changes: list[dict[str, Any]]) -> int:
     """Run *statement* once per change in one transaction; return how many rows it found."""
     if not changes:
         return 0

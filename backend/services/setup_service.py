@@ -16,6 +16,7 @@ from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service, store
 from backend.services.restore_service import get_restore_service
@@ -75,6 +76,7 @@ class SetupService:
         self._make()
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
+            get_column_service().apply(session)
         self.is_open = True
 
     def recover(self) -> None:

@@ -129,7 +129,7 @@ def test_a_value_that_a_writer_changes_meanwhile_is_kept(
 ) -> None:
     person = plant("A")
     configure(monkeypatch, OTHER_KEY, KEY)
-    carry_out = rotation_service._carry_out
+    carry_out = rotation_service.replace_cells
 
     def after_a_writer(
         engine: Engine | None, statement: object, changes: list[dict[str, object]]
@@ -139,7 +139,7 @@ def test_a_value_that_a_writer_changes_meanwhile_is_kept(
                 session.execute(update(User).where(User.id == person.id).values(city="newer"))
         return carry_out(engine, statement, changes)
 
-    monkeypatch.setattr(rotation_service, "_carry_out", after_a_writer)
+    monkeypatch.setattr(rotation_service, "replace_cells", after_a_writer)
     assert rotate().finished
     with session_scope(read_only=True) as session:
         assert session.get_one(User, person.id).city == "newer"
