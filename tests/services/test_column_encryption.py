@@ -9,7 +9,7 @@ from backend.crypto.columns import allow_plaintext
 from backend.db_utils import session_scope
 from backend.errors import NotEncryptedError, RefusedError
 from backend.models import ColumnMigration, DataConsent, User
-from backend.services import column_service
+from backend.services import column_service, rotation_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.column_service import get_column_service
 from backend.services.setup_service import get_setup_service
@@ -93,7 +93,7 @@ def test_only_the_declared_column_is_read_in_plain(people: list[int]) -> None:
 def test_a_value_that_a_writer_changes_meanwhile_is_kept(
     people: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = column_service.replace_cells
+    whole = rotation_service.replace_cells
 
     def after_a_writer(*arguments: object) -> int:
         with session_scope() as session:
