@@ -9,6 +9,7 @@ Source: NIST SP 800-38D, 8.2.2 and 8.3 (at most 2**32 random nonces per key).
 """
 
 import binascii
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ OVERHEAD_BYTES: Final = 33
 MAX_BYTES: Final = 2**31 - 1
 _HEADER_BYTES: Final = 5
 _NONCE_END: Final = 17
+_LONG_BYTES: Final = 4096
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 # The standard alphabet's own characters become invalid: a token has one spelling.
 _FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
@@ -117,11 +119,17 @@ class Cipher:
             raise ValueTooLongError(f"a value holds at most {MAX_BYTES} bytes")
         nonce = os.urandom(12)
         aad = self._aad[self._header[1:]]
-        return (
-            self._header
-            + nonce
-            + self._sealer.encrypt(nonce, plaintext, aad + _pack(row) if row else aad)
-        )
+        if row:
+            aad += _pack(row)
+        if len(plaintext) < _LONG_BYTES:
+            return self._header + nonce + self._sealer.encrypt(nonce, plaintext, aad)
+        # Joining would copy the ciphertext; a buffer that becomes the result does not.
+        token = io.BytesIO(self._header + nonce)
+        token.seek(OVERHEAD_BYTES + len(plaintext) - 1)
+        token.write(b"\0")
+        with token.getbuffer() as whole, whole[_NONCE_END:] as rest:
+            self._sealer.encrypt_into(nonce, plaintext, aad, rest)
+        return token.getvalue()
 
     def open(self, token: bytes, row: bytes = b"") -> bytes:
         """
@@ -142,10 +150,12 @@ class Cipher:
                 raise KeyDisabledError(f"sealed with key {key_id.hex()}, which was disabled")
             raise UnknownKeyError(f"sealed with key {key_id.hex()}, which is not configured")
         aad = self._aad[key_id]
+        # A slice copies, which a long value would notice and a short one would not.
+        sealed = token if len(token) < _LONG_BYTES else memoryview(token)
         try:
             return opener.decrypt(
                 token[_HEADER_BYTES:_NONCE_END],
-                token[_NONCE_END:],
+                sealed[_NONCE_END:],
                 aad + _pack(row) if row else aad,
             )
         except InvalidTag:
