@@ -470,8 +470,12 @@ def keys_rotate(*, as_json: AsJson = False) -> None:
         rows = [(what, done.changed.get(what, 0), done.failed.get(what, 0))
                 for what in sorted({*done.changed, *done.failed})]  # fmt: skip
         _print_table(("sealed anew", "done", "failed"), rows)
-        for key_id, words in left.items():
-            print(f"key {key_id} still protects {words}")
+        for key_id, use in done.left.items():
+            print(
+                f"key {key_id} still protects {use.words}"
+                if use.total
+                else f"key {key_id} protects nothing any more: it may be disabled"
+            )
     if not done.finished:
         raise typer.Exit(FAILED)
 
