@@ -41,7 +41,8 @@ from backend.errors import (
 
 MAGIC: Final = b"HOLDFAST"
 HEADER_BYTES: Final = 4096
-READ_BYTES: Final = 1024 * 1024
+# Larger blocks are slower: each output would be fresh memory of the system (benchmarks/).
+READ_BYTES: Final = 64 * 1024
 _MAC_BYTES: Final = 32
 _PREFIX: Final = struct.Struct(">8sHH16sQH")
 _VERSION: Final = 1

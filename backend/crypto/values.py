@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from backend.errors import (
+    CryptoError,
     KeyDisabledError,
     MalformedTokenError,
     NotEncryptedError,
@@ -41,9 +42,12 @@ _FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
 # A last character whose unused bits are not zero would be a second spelling too.
 _CANONICAL_TAIL: Final = {
     0: frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
+    1: frozenset[int](),
     2: frozenset(b"AQgw"),
     3: frozenset(b"AEIMQUYcgkosw048"),
 }
+# By the length of the text modulo four.
+_PADDING: Final = (b"", b"", b"==", b"=")
 
 
 def _pack(*parts: bytes) -> bytes:
@@ -85,7 +89,7 @@ def value_scope(context: str) -> Scope:
 class Cipher:
     """Seals with the primary key of one scope and opens with whichever key a token names."""
 
-    __slots__ = ("_aad", "_disabled", "_header", "_openers", "_sealer")
+    __slots__ = ("_disabled", "_header", "_openers")
 
     def __init__(
         self,
@@ -96,10 +100,12 @@ class Cipher:
     ) -> None:
         self._disabled = disabled
         bound = scope.associated_data
-        self._openers = {key_id: AESGCM(key) for key_id, key in keys.items()}
-        self._aad = {key_id: VERSION + key_id + bound for key_id in keys}
+        # By a token's first five bytes: what opens it, and what it is bound to.
+        self._openers = {
+            VERSION + key_id: (AESGCM(key), VERSION + key_id + bound)
+            for key_id, key in keys.items()
+        }
         self._header = VERSION + primary
-        self._sealer = self._openers[primary]
 
     def seal(self, plaintext: bytes, row: bytes = b"") -> bytes:
         """
@@ -118,17 +124,17 @@ class Cipher:
         if len(plaintext) > MAX_BYTES:
             raise ValueTooLongError(f"a value holds at most {MAX_BYTES} bytes")
         nonce = os.urandom(12)
-        aad = self._aad[self._header[1:]]
+        sealer, aad = self._openers[self._header]
         if row:
             aad += _pack(row)
         if len(plaintext) < _LONG_BYTES:
-            return self._header + nonce + self._sealer.encrypt(nonce, plaintext, aad)
+            return self._header + nonce + sealer.encrypt(nonce, plaintext, aad)
         # Joining would copy the ciphertext; a buffer that becomes the result does not.
         token = io.BytesIO(self._header + nonce)
         token.seek(OVERHEAD_BYTES + len(plaintext) - 1)
         token.write(b"\0")
         with token.getbuffer() as whole, whole[_NONCE_END:] as rest:
-            self._sealer.encrypt_into(nonce, plaintext, aad, rest)
+            sealer.encrypt_into(nonce, plaintext, aad, rest)
         return token.getvalue()
 
     def open(self, token: bytes, row: bytes = b"") -> bytes:
@@ -141,15 +147,10 @@ class Cipher:
             KeyDisabledError: Its key was disabled.
             TamperedError: It was changed, or belongs to another scope or row.
         """
-        if len(token) < OVERHEAD_BYTES or token[:1] != VERSION:
-            raise MalformedTokenError("this is no whole encrypted value of version 1")
-        key_id = token[1:_HEADER_BYTES]
-        opener = self._openers.get(key_id)
-        if opener is None:
-            if key_id in self._disabled:
-                raise KeyDisabledError(f"sealed with key {key_id.hex()}, which was disabled")
-            raise UnknownKeyError(f"sealed with key {key_id.hex()}, which is not configured")
-        aad = self._aad[key_id]
+        found = self._openers.get(token[:_HEADER_BYTES])
+        if found is None or len(token) < OVERHEAD_BYTES:
+            raise self._refusal(token)
+        opener, aad = found
         # A slice copies, which a long value would notice and a short one would not.
         sealed = token if len(token) < _LONG_BYTES else memoryview(token)
         try:
@@ -160,6 +161,14 @@ class Cipher:
             )
         except InvalidTag:
             raise TamperedError("an encrypted value was changed or moved") from None
+
+    def _refusal(self, token: bytes) -> CryptoError:
+        if len(token) < OVERHEAD_BYTES or token[:1] != VERSION:
+            return MalformedTokenError("this is no whole encrypted value of version 1")
+        key_id = token[1:_HEADER_BYTES]
+        if key_id in self._disabled:
+            return KeyDisabledError(f"sealed with key {key_id.hex()}, which was disabled")
+        return UnknownKeyError(f"sealed with key {key_id.hex()}, which is not configured")
 
     def seal_text(self, plaintext: bytes, row: bytes = b"") -> str:
         """Seal and spell as `enc1.` text."""
@@ -178,8 +187,7 @@ class Cipher:
 
 def encode_token(token: bytes) -> str:
     """Spell *token* as `enc1.` and unpadded base64url."""
-    body = binascii.b2a_base64(token, newline=False).translate(_TO_URL)
-    return TEXT_PREFIX + body.rstrip(b"=").decode("ascii")
+    return TEXT_PREFIX + binascii.b2a_base64(token).translate(_TO_URL, b"=\n").decode()
 
 
 def token_prefixes(key_id: bytes) -> list[str]:
@@ -197,13 +205,15 @@ def decode_token(text: str) -> bytes:
         NotEncryptedError: No `enc1.` at its beginning.
         MalformedTokenError: Not canonical base64url behind it.
     """
-    if not text.startswith(TEXT_PREFIX):
+    if text[: len(TEXT_PREFIX)] != TEXT_PREFIX:
         raise NotEncryptedError("plain text stands where an encrypted value belongs")
     try:
         body = text[len(TEXT_PREFIX) :].encode("ascii")
-        if not body or body[-1] not in _CANONICAL_TAIL[len(body) % 4]:
-            raise MalformedTokenError("an encrypted value was cut or changed")
-        padding = b"=" * (-len(body) % 4)
-        return binascii.a2b_base64(body.translate(_FROM_URL) + padding, strict_mode=True)
-    except (binascii.Error, UnicodeEncodeError, KeyError):
-        raise MalformedTokenError("an encrypted value was cut or changed") from None
+        rest = len(body) & 3
+        if body[-1] in _CANONICAL_TAIL[rest]:
+            padded = body.translate(_FROM_URL) + _PADDING[rest]
+            return binascii.a2b_base64(padded, strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError, IndexError):
+        # `from None` below: the codec's own error holds the text.
+        pass
+    raise MalformedTokenError("an encrypted value was cut or changed") from None

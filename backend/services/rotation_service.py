@@ -226,13 +226,9 @@ def replace_cells(engine: Engine | None, statement: Any, changes: list[dict[str,
     """Run *statement* once per change in one transaction; return how many rows it found."""
     if not changes:
         return 0
-    found = 0
     with session_scope(engine) as session:
-        for change in changes:
-            # One by one: drivers do not agree on how many rows a batch of updates found.
-            done = session.connection().execute(statement, change)
-            found += cast("CursorResult[Any]", done).rowcount
-    return found
+        done = session.connection().execute(statement, changes)
+        return cast("CursorResult[Any]", done).rowcount
 
 
 def _encrypted_columns() -> Iterator[Column[Any]]:
