@@ -34,15 +34,20 @@ bench: .venv/bench
 
 .venv/dev: .venv/runtime requirements-dev.txt requirements-parts.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@while read -r part; do case "$$part" in \#*|"") continue;; esac; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$part" \
-	    || echo "left out: $$part cannot be installed here"; \
-	done < requirements-parts.txt
+	@$(call each-of,requirements-parts.txt)
 	@touch $@
 
 .venv/bench: .venv/dev benchmarks/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@$(call each-of,benchmarks/requirements.txt)
 	@touch $@
+
+# Install what can be installed here, and say what cannot.
+define each-of
+while read -r part; do case "$$part" in \#*|"") continue;; esac; \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$part" \
+    || echo "left out: $$part cannot be installed here"; \
+done < $(1)
+endef
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
