@@ -94,13 +94,11 @@ def _values(clause: Insert) -> dict[str, Any]:
 def _told(
     row: Mapping[str, Any], names: tuple[str, ...], key: Column[Any], clause: Insert | Update
 ) -> Mapping[str, Any]:
-    given = [name for name in names if row.get(name) is not None]
-    if not given:
-        return row
     told = dict(row)
     if isinstance(clause, Insert):
         if told.get(key.key) is None and key.default is not None and key.default.is_callable:
-            # SQLAlchemy would make it later than we need it.
+            # SQLAlchemy would make it later than we need it; and in every row, for all rows of
+            # one insert have the same columns.
             told[key.key] = key.default.arg(None)  # type: ignore[attr-defined] # A callable one.
         number = told.get(key.key)
     else:
@@ -108,5 +106,7 @@ def _told(
         number = told.get(f"{key.table.name}_{key.name}")
     if number is not None:
         label = row_label(number)
-        told |= {name: RowValue(told[name], label) for name in given}
+        for name in names:
+            if told.get(name) is not None:
+                told[name] = RowValue(told[name], label)
     return told
