@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from alembic.config import Config
 from alembic.config import main as alembic
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from backend.db_utils import get_engine, make_engine
@@ -134,3 +136,10 @@ def test_a_revision_is_known_or_refused(sqlite_service: Service) -> None:
         connection.execute(text("DELETE FROM alembic_version"))
     with pytest.raises(ConfigurationError, match="init"):
         schema.require_current(get_engine())
+
+
+def test_the_numbers_of_the_files_are_alembics_own_history() -> None:
+    scripts = ScriptDirectory.from_config(Config(str(_ROOT / "alembic.ini")))
+    ours = get_schema_service()
+    assert ours.wanted == scripts.get_current_head()
+    assert ours._known == [script.revision for script in reversed([*scripts.walk_revisions()])]
