@@ -1,7 +1,9 @@
 """Real parts for tests: a service in a folder of its own, on SQLite and on PostgreSQL."""
 
 import importlib.util
+import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -33,6 +35,31 @@ JWT_SECRET = "tests-only:4f8a1c6b9d2e7f30a5b8c1d4e7f0a3b6"
 PASSWORD = "correct horse battery"
 ADMIN = "admin@example.com"
 _NOBODY = 65534
+
+
+# Keys, passwords, sealed values, bearer tokens, and the marks of planted people.
+_SECRET: Final = re.compile(
+    "|".join(map(re.escape, (KEY, OTHER_KEY, JWT_SECRET, PASSWORD)))
+    + r"|enc1\.[\w-]{8}|eyJ[\w-]{20,}\.eyJ|[A-Z]\d\d-\w+-\w+-mark"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_secret_is_logged() -> Iterator[None]:
+    """Look at every log record of the whole suite, whatever handlers a test has set up."""
+    made, found = logging.getLogRecordFactory(), list[str]()
+
+    def watched(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = made(*arguments, **options)
+        # What the test client says of its own requests is not ours.
+        if record.name != "httpx2" and _SECRET.search(f"{record.msg} {record.args}"):
+            found.append(f"{record.name}: {record.pathname}:{record.lineno}")
+        return record
+
+    logging.setLogRecordFactory(watched)
+    yield
+    logging.setLogRecordFactory(made)
+    assert found == [], "a key, token or plaintext was logged"
 
 
 @dataclass(frozen=True)
