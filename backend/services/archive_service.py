@@ -37,6 +37,7 @@ from backend.errors import (
 from backend.models import DATA_MAP, BackupRecord
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import store
+from backend.services.schema_service import get_schema_service
 from backend.settings import get_settings
 
 LOCK_FILE: Final = "backup.lock"
@@ -67,12 +68,13 @@ class ArchiveService:
     @contextmanager
     def rebuilt(self, database: Database, manifest: Manifest) -> Iterator[Engine]:
         """
-        Build the database of *manifest* beside the live one and prove it; drop it in the end.
+        Build the database of *manifest* beside the live one, migrate and prove it; drop it in the
+        end.
 
         Within the block this thread also opens what keys sealed that the backup brings along.
 
         Raises:
-            SchemaMismatchError: It was made on another engine.
+            SchemaMismatchError: It was made on another engine, or by a newer version.
             BackupDamagedError: Digest, soundness, row counts or encrypted values are not right.
             BackupKeyError: A key that it needs is not configured.
         """
@@ -80,6 +82,7 @@ class ArchiveService:
             raise SchemaMismatchError(
                 f"the backup is of {manifest.engine}, the database is {database.engine_name}"
             )
+        get_schema_service().require_known(manifest.schema_revision)
         with _as_damage(), store().open(archive_name(manifest.id)) as file:
             reader = DigestingReader(file, manifest)
             opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
@@ -95,7 +98,11 @@ class ArchiveService:
                             "the stored backup is not the one its manifest names"
                         )
                     database.check(built)
-                    _check_contents(built, manifest)
+                    if count_rows(built, manifest.tables) != manifest.tables:
+                        raise BackupDamagedError("the rows are not those that the manifest counts")
+                    # Only then do today's models fit it.
+                    get_schema_service().upgrade(built)
+                    _open_sample(built)
                 yield built
         finally:
             # After a swap there is nothing left to discard, and that is no error.
@@ -182,15 +189,12 @@ def signer(key_id: str) -> Callable[[bytes], str]:
     return lambda body: hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
-def _check_contents(built: Engine, manifest: Manifest) -> None:
-    """Compare the rows with the manifest, and open a sample of the encrypted values."""
-    if count_rows(built, manifest.tables) != manifest.tables:
-        raise BackupDamagedError("the restored rows are not those that the manifest counts")
+def _open_sample(built: Engine) -> None:
+    """Open the newest encrypted values of every table of people."""
     with session_scope(built, read_only=True) as session:
         for mapped in DATA_MAP.of_people:
-            if mapped.name in manifest.tables:
-                newest = select(*mapped.table.columns).order_by(mapped.key.desc())
-                session.execute(newest.limit(_SAMPLE_ROWS)).all()
+            newest = select(*mapped.table.columns).order_by(mapped.key.desc())
+            session.execute(newest.limit(_SAMPLE_ROWS)).all()
 
 
 @lru_cache(maxsize=1)

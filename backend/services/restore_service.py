@@ -29,7 +29,6 @@ from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import Replayed, get_ledger_service
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
-from backend.services.schema_service import get_schema_service
 
 log = structlog.get_logger(__name__)
 _ROWS_PER_COPY: Final = 500
@@ -82,11 +81,9 @@ class RestoreService:
             raise RefusedError("a restore replaces the live database: set confirm to true")
         with exclusive():
             manifest = get_archive_service().manifest(backup_id)
-            get_schema_service().require_known(manifest.schema_revision)
             database = live_database()
             configured = {key.key_id.hex() for key in keyring.current().keys}
             with get_archive_service().rebuilt(database, manifest) as built:
-                get_schema_service().upgrade(built)
                 # Keys that the backup brought along are not configured: nothing may need them.
                 get_rotation_service().rotate_rows(built, configured)
                 if dry_run:
