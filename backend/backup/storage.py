@@ -97,11 +97,14 @@ class LocalStore:
 
     def overwrite_head(self, name: str, data: bytes) -> None:
         """Write *data* over the beginning of an object; a kill may leave a mix: see `archive`."""
-        descriptor = os.open(self._path(name), os.O_WRONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            descriptor = os.open(self._path(name), os.O_WRONLY | os.O_NOFOLLOW)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as err:
+            raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:

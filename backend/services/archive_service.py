@@ -22,7 +22,7 @@ from backend.backup.archive import (
 )
 from backend.backup.database import Database, count_rows
 from backend.backup.postgres import PostgresDatabase
-from backend.backup.rewrap import rewrap_backup
+from backend.backup.rewrap import finish_rewraps, rewrap_backup
 from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
 from backend.crypto.files import HEADER_BYTES, Opener, rewrap
@@ -83,6 +83,7 @@ class ArchiveService:
                 f"the backup is of {manifest.engine}, the database is {database.engine_name}"
             )
         get_schema_service().require_known(manifest.schema_revision)
+        finish_rewraps(store())
         with _as_damage(), store().open(archive_name(manifest.id)) as file:
             reader = DigestingReader(file, manifest)
             opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
@@ -124,6 +125,7 @@ class ArchiveService:
         key_id = keyring.current().primary.key_id.hex()
         lock = get_encryption_service().file_lock()
         with exclusive(), _as_damage():
+            finish_rewraps(store())
             before = self.manifest(backup_id)
             others = {before.key_id, *before.row_keys} - {key_id}
             inner = [keyring.current().find(bytes.fromhex(other)) for other in sorted(others)]

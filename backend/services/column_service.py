@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, cast
 
-from sqlalchemy import Column, Text, bindparam, func, not_, select, type_coerce, update
+import structlog
+from sqlalchemy import Column, Text, func, not_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from backend.crypto import keyring
+from backend.crypto.codecs import CODECS, UnencodableError
 from backend.crypto.columns import Encrypted, allow_plaintext
 from backend.crypto.rows import row_label
 from backend.crypto.values import TEXT_PREFIX
@@ -21,9 +23,9 @@ from backend.db_utils import session_scope
 from backend.errors import RefusedError
 from backend.models import DATA_MAP, ColumnMigration
 from backend.services.audit_service import Actor, get_audit_service
-from backend.services.rotation_service import replace_cells
+from backend.services.cells import batches, swap, swap_in
 
-_BATCH: Final = 500
+log = structlog.get_logger(__name__)
 _PASSES: Final = 3
 
 Progress = Callable[[int, int], None]
@@ -45,7 +47,10 @@ class ColumnService:
         self, table: str, column: str, actor: Actor, progress: Progress | None = None
     ) -> int:
         """
-        Encrypt the plain values of a column; return how many were left in plain by writers.
+        Encrypt the plain values of a column; return how many are left in plain.
+
+        Left are values that writers put there meanwhile, and those that are not what the column is
+        declared to hold.
 
         Manages its own transactions. Killed at any point, the next run goes on. Other processes
         read plain values once they have been restarted after the declaration.
@@ -88,28 +93,24 @@ class ColumnService:
     ) -> int:
         key, raw = DATA_MAP[column.table.name].key, type_coerce(column, Text)
         kind = cast("Encrypted", column.type)
-        cipher = keyring.current().cipher(kind.scope)
-        change = (
-            update(column.table)
-            .where(key == bindparam("row"), raw == bindparam("old", type_=Text))
-            .values({column.name: type_coerce(bindparam("new", type_=Text), Text)})
-        )
-        changed, last = 0, None
-        plain = select(key, raw).where(_is_plain(raw)).order_by(key).limit(_BATCH)
-        while True:
-            with session_scope(read_only=True) as session:
-                cells = session.execute(plain if last is None else plain.where(key > last)).all()
-            if not cells:
-                return changed
-            last = cells[-1][0]
+        codec, cipher = CODECS[kind.codec], keyring.current().cipher(kind.scope)
+        change, changed = swap_in(column), 0
+        for cells in batches(None, select(key, raw).where(_is_plain(raw))):
             changes = []
             for row, text in cells:
                 label = row_label(row) if kind.row_bound else b""
-                new = cipher.seal_text(text.encode(), label)
-                changes.append({"row": row, "old": text, "new": new})
-            changed += replace_cells(None, change, changes)
+                try:
+                    plain = codec.encode(codec.decode(text.encode()))
+                except (ValueError, ArithmeticError, UnencodableError):
+                    # Not what the column is declared to hold: sealed, nobody could read it.
+                    log.error("cell_not_encrypted", column=f"{column.table.name}.{column.name}")
+                else:
+                    new = cipher.seal_text(plain, label)
+                    changes.append({"row": row, "old": text, "new": new})
+            changed += swap(None, change, changes)
             if progress is not None:
                 progress(done + changed, max(total, done + changed))
+        return changed
 
     def _finish(self, table: str, column: str) -> None:
         with session_scope() as session:

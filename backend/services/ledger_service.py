@@ -117,10 +117,19 @@ class LedgerService:
             if _name(entry.id) not in present:
                 self._store_object(entry)
 
-    def reseal(self) -> int:
-        """Seal anew the objects that a previous key sealed; return how many."""
+    def reseal(self, session: Session) -> int:
+        """
+        Seal anew the objects that a previous key sealed; return how many.
+
+        Only of entries that *session* knows: an act that is under way may still take its object
+        back, and writing that again would carry the act out after all.
+        """
         primary = keyring.current().primary.key_id
-        old = [name for name, key_id in sealed_with().items() if key_id != primary.hex()]
+        known = {_name(key) for key in session.scalars(select(LedgerEntry.id))}
+        old = [
+            name for name, key_id in sealed_with().items()
+            if key_id != primary.hex() and name in known
+        ]  # fmt: skip
         for name in old:
             cipher = keyring.current().cipher(_SCOPE)
             body = cipher.open(store().read(name, _MAX_OBJECT_BYTES), name.encode())

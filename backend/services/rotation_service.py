@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, cast
 from uuid import UUID
 
 import structlog
 from sqlalchemy import (
     Column,
     ColumnElement,
-    CursorResult,
     Engine,
     Text,
-    bindparam,
     func,
     select,
     type_coerce,
@@ -42,11 +40,11 @@ from backend.errors import (
 from backend.models import BLIND_INDEXES, DATA_MAP, EncryptionKey, IndexedColumn
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.cells import batches, swap, swap_in
 from backend.services.key_use_service import KeyUse, get_key_use_service
 from backend.services.ledger_service import get_ledger_service
 
 log = structlog.get_logger(__name__)
-_BATCH: Final = 500
 
 Progress = Callable[[int, int], None]
 
@@ -80,7 +78,8 @@ class RotationService:
         keys = keyring.current()
         done = Rotated(keys.primary.key_id.hex())
         self._rotate_rows(done, None, progress)
-        _add(done, "ledger", get_ledger_service().reseal(), 0)
+        with session_scope(read_only=True) as session:
+            _add(done, "ledger", get_ledger_service().reseal(session), 0)
         self._rotate_backups(done)
         with session_scope() as session:
             uses = get_key_use_service().uses(session)
@@ -147,29 +146,17 @@ class RotationService:
                 if progress is not None:
                     progress(seen, max(total, seen))
         for indexed in BLIND_INDEXES:
-            for changed in self._rotate_index(indexed, engine):
-                _add(done, _name(indexed.index_column), changed, 0)
+            for changed, failed in self._rotate_index(indexed, engine):
+                _add(done, _name(indexed.index_column), changed, failed)
 
     def _rotate_column(
         self, column: Column[Any], engine: Engine | None
     ) -> Iterator[tuple[int, int]]:
         """Seal the column's old cells anew; yield changed and failed counts per batch."""
-        key, raw = DATA_MAP[column.table.name].key, type_coerce(column, Text)
         kind = cast("Encrypted", column.type)
-        cipher = keyring.current().cipher(kind.scope)
-        change = (
-            update(column.table)
-            .where(key == bindparam("row"), raw == bindparam("old", type_=Text))
-            .values({column.name: type_coerce(bindparam("new", type_=Text), Text)})
-        )
-        last: Any = None
-        while True:
-            old = _old_cells(column).limit(_BATCH)
-            with session_scope(engine, read_only=True) as session:
-                cells = session.execute(old if last is None else old.where(key > last)).all()
-            if not cells:
-                return
-            last, changes, failed = cells[-1][0], [], 0
+        cipher, change = keyring.current().cipher(kind.scope), swap_in(column)
+        for cells in batches(engine, _old_cells(column)):
+            changes = []
             for row, token in cells:
                 label = row_label(row) if kind.row_bound else b""
                 try:
@@ -177,42 +164,35 @@ class RotationService:
                 except CryptoError as err:
                     # Left as it is, and told: what cannot be opened must not be lost.
                     log.error("cell_not_rotated", column=_name(column), code=err.code)
-                    failed += 1
                 else:
                     changes.append({"row": row, "old": token, "new": new})
-            yield replace_cells(engine, change, changes), failed
+            yield swap(engine, change, changes), len(cells) - len(changes)
 
-    def _rotate_index(self, indexed: IndexedColumn, engine: Engine | None) -> Iterator[int]:
-        """Compute old terms anew under the primary key; yield how many per batch."""
+    def _rotate_index(
+        self, indexed: IndexedColumn, engine: Engine | None
+    ) -> Iterator[tuple[int, int]]:
+        """Compute old terms anew under the primary key; yield changed and failed per batch."""
         column, source = indexed.index_column, indexed.source
-        key = DATA_MAP[column.table.name].key
-        change = (
-            update(column.table)
-            .where(key == bindparam("row"), column == bindparam("old"))
-            .values({column.name: bindparam("new")})
-        )
+        cipher = keyring.current().cipher(cast("Encrypted", source.type).scope)
         prefixes = term_prefixes(keyring.current().primary)
-        head = func.substr(column, 1, len(prefixes[0]))
-        old = select(key, column, source).where(
-            column.startswith(TERM_PREFIX), head.not_in(prefixes), source.is_not(None)
+        old = select(DATA_MAP[column.table.name].key, column, type_coerce(source, Text)).where(
+            column.startswith(TERM_PREFIX),
+            func.substr(column, 1, len(prefixes[0])).not_in(prefixes),
+            source.is_not(None),
         )
-        last: Any = None
-        while True:
-            part = old.order_by(key).limit(_BATCH)
-            with session_scope(engine, read_only=True) as session:
-                rows = session.execute(part if last is None else part.where(key > last)).all()
-            if not rows:
-                return
-            last = rows[-1][0]
-            yield replace_cells(
-                engine,
-                change,
-                [{"row": r, "old": term, "new": indexed.index.term(v)} for r, term, v in rows],
-            )
+        for rows in batches(engine, old):
+            changes = []
+            for row, term, token in rows:
+                try:
+                    new = indexed.index.term(cipher.open_text(token).decode())
+                except CryptoError as err:
+                    log.error("term_not_rotated", column=_name(column), code=err.code)
+                else:
+                    changes.append({"row": row, "old": term, "new": new})
+            yield swap(engine, swap_in(column), changes), len(rows) - len(changes)
 
     def _rotate_backups(self, done: Rotated) -> None:
-        primary = done.primary
-        for backup_id in get_archive_service().needing_other_than(primary):
+        for backup_id in get_archive_service().needing_other_than(done.primary):
             try:
                 get_archive_service().rewrap(UUID(backup_id))
             except HoldfastError as err:
@@ -220,15 +200,6 @@ class RotationService:
                 _add(done, "backups", 0, 1)
             else:
                 _add(done, "backups", 1, 0)
-
-
-def replace_cells(engine: Engine | None, statement: Any, changes: list[dict[str, Any]]) -> int:
-    """Run *statement* once per change in one transaction; return how many rows it found."""
-    if not changes:
-        return 0
-    with session_scope(engine) as session:
-        done = session.connection().execute(statement, changes)
-        return cast("CursorResult[Any]", done).rowcount
 
 
 def _encrypted_columns() -> Iterator[Column[Any]]:
@@ -239,7 +210,7 @@ def _encrypted_columns() -> Iterator[Column[Any]]:
 def _old_cells(column: Column[Any]) -> Any:
     """Select keys and tokens of cells that the primary key did not seal, by key."""
     key, raw = DATA_MAP[column.table.name].key, type_coerce(column, Text)
-    return select(key, raw).where(_is_old(raw)).order_by(key)
+    return select(key, raw).where(_is_old(raw))
 
 
 def _is_old(raw: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -1,6 +1,7 @@
 """Encrypting a column that holds plain values: readable meanwhile, refused before and after."""
 
 from collections.abc import Iterator
+from datetime import date
 
 import pytest
 from sqlalchemy import Text, select, text, type_coerce
@@ -9,7 +10,7 @@ from backend.crypto.columns import allow_plaintext
 from backend.db_utils import session_scope
 from backend.errors import NotEncryptedError, RefusedError
 from backend.models import ColumnMigration, DataConsent, User
-from backend.services import column_service, rotation_service
+from backend.services import cells, column_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.column_service import get_column_service
 from backend.services.setup_service import get_setup_service
@@ -64,7 +65,7 @@ def test_plain_values_are_encrypted_and_read_as_before(people: list[int]) -> Non
 def test_while_it_runs_both_kinds_are_read_also_after_a_restart(
     people: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(column_service, "_BATCH", 1)
+    monkeypatch.setattr(cells, "BATCH", 1)
 
     def cut(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
@@ -93,16 +94,29 @@ def test_only_the_declared_column_is_read_in_plain(people: list[int]) -> None:
 def test_a_value_that_a_writer_changes_meanwhile_is_kept(
     people: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = rotation_service.replace_cells
+    whole = cells.swap
 
     def after_a_writer(*arguments: object) -> int:
         with session_scope() as session:
             session.get_one(User, people[0]).street = "newer"
         return whole(*arguments)  # type: ignore[arg-type] # As they came.
 
-    monkeypatch.setattr(column_service, "replace_cells", after_a_writer)
+    monkeypatch.setattr(column_service, "swap", after_a_writer)
     assert encrypt() == 0
     assert streets() == ["newer", PLAIN, PLAIN]
+
+
+def test_what_the_column_does_not_hold_is_left_and_told(people: list[int]) -> None:
+    with session_scope() as session:
+        session.execute(text("UPDATE users SET date_of_birth = '1987-03-29' WHERE id > 1"))
+        session.execute(text("UPDATE users SET date_of_birth = 'unknown' WHERE id = 2"))
+    assert encrypt("users.date_of_birth") == 1
+    with session_scope(read_only=True) as session:
+        born = session.scalars(select(User.date_of_birth).where(User.id > 2)).all()
+        assert born == [date(1987, 3, 29)] * (len(people) - 1)
+        assert session.scalars(select(ColumnMigration)).one().finished_at is None
+        raw = session.scalar(select(type_coerce(User.date_of_birth, Text)).where(User.id == 2))
+        assert raw == "unknown"
 
 
 def test_values_bound_to_their_row_are_bound_by_it_too(service: Service) -> None:

@@ -2,14 +2,16 @@
 
 import re
 import threading
-from uuid import UUID
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, Text, select, text, type_coerce, update
+from sqlalchemy.orm import Session
 
 from backend.crypto import keyring
 from backend.crypto.keyring import RootKey, parse_key
-from backend.db_utils import session_scope
+from backend.db_utils import get_engine, session_scope
 from backend.errors import (
     ConfigurationError,
     ConflictError,
@@ -17,17 +19,17 @@ from backend.errors import (
     NotFoundError,
     TamperedError,
 )
-from backend.models import DATA_MAP, EncryptionKey, LedgerEntry, User
+from backend.models import DATA_MAP, EncryptionKey, LedgerEntry, LedgerKind, User
 from backend.models.people import EMAIL_INDEX
 from backend.privacy.erase import EraseMode
-from backend.services import rotation_service
+from backend.services import cells, rotation_service
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.key_use_service import KeyUse, get_key_use_service
-from backend.services.ledger_service import store
+from backend.services.ledger_service import get_ledger_service, store
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import Rotated, get_rotation_service
 from backend.services.setup_service import get_setup_service
@@ -129,7 +131,7 @@ def test_a_value_that_a_writer_changes_meanwhile_is_kept(
 ) -> None:
     person = plant("A")
     configure(monkeypatch, OTHER_KEY, KEY)
-    carry_out = rotation_service.replace_cells
+    carry_out = cells.swap
 
     def after_a_writer(
         engine: Engine | None, statement: object, changes: list[dict[str, object]]
@@ -139,7 +141,7 @@ def test_a_value_that_a_writer_changes_meanwhile_is_kept(
                 session.execute(update(User).where(User.id == person.id).values(city="newer"))
         return carry_out(engine, statement, changes)
 
-    monkeypatch.setattr(rotation_service, "replace_cells", after_a_writer)
+    monkeypatch.setattr(rotation_service, "swap", after_a_writer)
     assert rotate().finished
     with session_scope(read_only=True) as session:
         assert session.get_one(User, person.id).city == "newer"
@@ -177,7 +179,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with(
     plant("A")
     before = kept()
     configure(monkeypatch, OTHER_KEY, KEY)
-    monkeypatch.setattr(rotation_service, "_BATCH", 1)
+    monkeypatch.setattr(cells, "BATCH", 1)
 
     def cut(seen: int, _of: int) -> None:
         if seen == 5:
@@ -207,6 +209,36 @@ def test_a_cell_that_does_not_open_is_left_and_told(
     assert done.left[OLD_ID].columns == {"users.city": 1}
     with pytest.raises(ConflictError, match="1 values"):
         get_rotation_service().disable(OLD_ID, COMMAND_LINE)
+
+
+def test_an_address_that_does_not_open_is_left_with_its_term_and_told(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = plant("A")
+    with session_scope() as session:
+        session.execute(
+            text("UPDATE users SET email = substr(email, 1, 60) || 'AAAA' WHERE id = :i"),
+            {"i": person.id},
+        )
+    configure(monkeypatch, OTHER_KEY, KEY)
+    done = rotate()
+    assert done.failed == {"users.email": 1, "users.email_index": 1}
+    assert done.changed["users.email_index"] == 1
+    assert not done.finished
+
+
+def test_the_object_of_an_act_under_way_is_left_to_it(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = get_ledger_service()
+    with Session(get_engine()) as session:
+        # Never committed, as if its process were still at it.
+        ledger.enter(session, LedgerKind.ERASE, uuid4(), COMMAND_LINE, at=datetime.now(UTC))
+    configure(monkeypatch, OTHER_KEY, KEY)
+    assert "ledger" not in rotate().changed
+    assert use_of(OLD_ID).ledger == 1
+    get_setup_service().prepare()
+    assert rotate().changed["ledger"] == 1
 
 
 def test_a_disabled_key_opens_nothing_and_cannot_come_back(
@@ -254,9 +286,9 @@ def test_a_rewrap_that_was_cut_short_is_finished_or_dropped(
             with pytest.raises(KeyboardInterrupt):
                 get_archive_service().rewrap(backup_id)
         assert store().names("", ".rewrap") != []
-        get_setup_service().prepare()
-        assert store().names("", ".rewrap") == []
+        # Whoever reads the backup next finishes it: it need not be a new start.
         get_backup_service().verify(backup_id, COMMAND_LINE)
+        assert store().names("", ".rewrap") == []
     assert rotate().finished
     get_backup_service().verify(backup_id, COMMAND_LINE)
 
