@@ -39,7 +39,10 @@ class SqliteDatabase:
     def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
         copy = self._new_scratch_file()
         try:
-            with closing(sqlite3.connect(self._path, timeout=_SWAP_WAIT_SECONDS)) as source:
+            with (
+                _as_unavailable(),
+                closing(sqlite3.connect(self._path, timeout=_SWAP_WAIT_SECONDS)) as source,
+            ):
                 source.execute("VACUUM INTO ?", (str(copy),))
             with closing(sqlite3.connect(copy)) as reader:
                 counts = {
@@ -57,7 +60,7 @@ class SqliteDatabase:
     def rebuild(self, dump: Iterator[bytes]) -> Engine:
         scratch = self._new_scratch_file()
         try:
-            with scratch.open("wb") as file:
+            with _as_unavailable(), scratch.open("wb") as file:
                 for chunk in dump:
                     file.write(chunk)
         except BaseException:
@@ -85,6 +88,7 @@ class SqliteDatabase:
         self._match_page_size(scratch)
         try:
             with (
+                _as_unavailable(),
                 closing(sqlite3.connect(scratch, isolation_level=None)) as source,
                 closing(sqlite3.connect(self._path, timeout=1)) as target,
             ):
@@ -146,6 +150,18 @@ class SqliteDatabase:
                 built.execute(f"PRAGMA page_size={wanted}")
                 built.execute("VACUUM")
             built.execute("PRAGMA journal_mode=WAL")
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Tell a disk that is full, or a file that is locked for too long, as what it is."""
+    try:
+        yield
+    except OSError as err:
+        raise UnavailableError(f"the disk takes no more: {err.strerror}") from err
+    except sqlite3.OperationalError as err:
+        # Its words name no row: they say what the file system or the lock did.
+        raise UnavailableError(f"SQLite cannot go on: {err}") from err
 
 
 class _Keeper:
