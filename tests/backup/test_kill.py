@@ -28,10 +28,11 @@ from backend.models import BackupRecord, BackupStatus, Booking, User
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
+from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
-from tests.conftest import Service
-from tests.privacy.people import Dump, booking, dump, keys_of
+from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
+from tests.privacy.people import Dump, booking, cells_in_plain, dump, keys_of
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MOMENTS: Final = 8
@@ -258,6 +259,29 @@ def test_an_erasure_killed_once_it_was_promised_is_finished_at_the_next_start(
         assert session.scalar(select(func.count()).where(Booking.user_id == 2)) == 1510
     get_setup_service().prepare()
     _assert_gone(2)
+
+
+@pytest.mark.usefixtures("_filled_sqlite")
+def test_a_killed_rotation_is_gone_on_with_and_no_value_or_backup_is_lost(
+    sqlite_service: Service, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup_id = _backup()
+    before = len(cells_in_plain())
+    primary, previous = OTHER_KEY, KEY
+    for moment in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, None):
+        # Back and forth, so that each run has everything to do that the one before did.
+        monkeypatch.setenv("ENCRYPTION_KEY", primary)
+        monkeypatch.setenv("ENCRYPTION_KEYS_PREVIOUS", previous)
+        if moment is None:
+            commands.run("keys", "rotate")
+        else:
+            commands.kill("keys", "rotate", after=moment)
+        clear_caches()
+        get_setup_service().open()
+        assert len(cells_in_plain()) >= before
+        get_backup_service().verify(backup_id, COMMAND_LINE)
+        primary, previous = previous, primary
+    assert get_rotation_service().rotate(COMMAND_LINE).finished
 
 
 def _entries(service: Service) -> set[str]:
