@@ -1,12 +1,15 @@
 """Real parts for tests: a service in a folder of its own, on SQLite and on PostgreSQL."""
 
 import importlib.util
+import io
+import json
 import logging
 import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
+import db_cli
 from backend.crypto import keyring
 from backend.db_utils import dispose_engine, session_scope
 from backend.models import Role, User
@@ -267,6 +271,37 @@ def client(service: Service) -> Iterator[TestClient]:
     """The HTTP service on each engine; what goes wrong inside is answered, not raised."""
     with TestClient(create_app(), raise_server_exceptions=False) as client:
         yield client
+
+
+class Answer:
+    """What a command printed, and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run_(*arguments: str | Path, stdin: str = "") -> Answer:
+        monkeypatch.setattr(sys, "argv", ["db_cli.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setenv("LOG_LEVEL", "ERROR")
+        clear_caches()
+        try:
+            code = db_cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return run_
 
 
 SignIn = Callable[[str], dict[str, str]]

@@ -1,52 +1,16 @@
 """The command line: it does what it says, and every refusal is one line and exit code 2."""
 
-import io
 import json
 import os
 import stat
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
-import db_cli
 from backend.db_utils import session_scope
 from backend.models import Booking, User
-from tests.conftest import ADMIN, PASSWORD, Service, clear_caches
-
-
-class Answer:
-    """What a command printed, and how it ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run_(*arguments: str, stdin: str = "") -> Answer:
-        monkeypatch.setattr(sys, "argv", ["db_cli.py", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.setenv("LOG_LEVEL", "ERROR")
-        clear_caches()
-        try:
-            code = db_cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return run_
+from tests.conftest import ADMIN, PASSWORD, Run, Service
 
 
 def test_init_makes_the_first_admin_and_shows_the_password_once(

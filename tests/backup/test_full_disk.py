@@ -10,7 +10,6 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
-import db_cli
 from backend.backup.storage import LocalStore
 from backend.db_utils import session_scope
 from backend.errors import HoldfastError, UnavailableError
@@ -24,7 +23,7 @@ from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from main import create_app
-from tests.conftest import ADMIN, KEY, OTHER_KEY, PASSWORD, Service, clear_caches
+from tests.conftest import ADMIN, KEY, OTHER_KEY, PASSWORD, Run, Service, clear_caches
 from tests.privacy.people import dump, without
 
 # Room for the log of a small transaction, and for no copy of the database.
@@ -143,22 +142,12 @@ def test_a_rotation_that_was_stopped_goes_on_later(
 
 
 def test_an_export_to_a_file_leaves_no_half_of_it(
-    filled: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    filled: Service, run: Run, tmp_path: Path
 ) -> None:
     target = tmp_path / "out" / "export.json"
     target.parent.mkdir()
-    argv = ["db_cli.py", "export", "2", "-o", str(target)]
-    monkeypatch.setattr("sys.argv", argv)
     with room(512):
-        code = _run()
-    assert code != 0
+        assert run("export", "2", "-o", target).code != 0
     assert list(target.parent.iterdir()) == []
-    assert _run() == 0
+    assert run("export", "2", "-o", target).code == 0
     assert target.exists()
-
-
-def _run() -> int:
-    try:
-        return db_cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)

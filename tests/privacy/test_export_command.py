@@ -1,6 +1,5 @@
 """The commands `export` and `open`: what a person needs to read their own file, and no more."""
 
-import io
 import json
 import os
 import pty
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import db_cli
-from tests.conftest import ADMIN, Service, clear_caches
+from tests.conftest import ADMIN, Run, Service
 from tests.privacy.test_export_locked import PASSPHRASE, locked_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,19 +20,12 @@ Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(run: Run) -> Command:
     """Run `db_cli.py` with something piped in: its exit code, and what it says of an error."""
 
     def run_(*arguments: str | Path, stdin: str = "") -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["db_cli.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.setenv("LOG_LEVEL", "ERROR")
-        clear_caches()
-        try:
-            code = db_cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return code, capsys.readouterr().err
+        answer = run(*arguments, stdin=stdin)
+        return answer.code, answer.err
 
     return run_
 
