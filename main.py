@@ -21,7 +21,17 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from backend import __version__
-from backend.api import auth, backups, encryption, holds, operation, privacy, retention
+from backend.api import (
+    auth,
+    backups,
+    encryption,
+    erasures,
+    holds,
+    operation,
+    privacy,
+    processing,
+    retention,
+)
 from backend.api.middleware import RequestMiddleware
 from backend.api.problems import Problem, add_problem_handlers
 from backend.db_utils import dispose_engine
@@ -44,7 +54,9 @@ log = structlog.get_logger(__name__)
 _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
 # How long requests under way may go on once the process was asked to stop.
 _STOP_SECONDS: Final = 5
-_ROUTERS: Final = (auth, privacy, retention, holds, backups, encryption, operation)
+_ROUTERS: Final = (
+    auth, privacy, erasures, retention, holds, processing, backups, encryption, operation,
+)  # fmt: skip
 
 
 def create_app() -> FastAPI:

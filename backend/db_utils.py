@@ -8,7 +8,7 @@ before the answer is sent, so a commit that fails cannot be answered with succes
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +21,11 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    select,
+    table,
+    text,
 )
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigurationError, UnavailableError
@@ -258,14 +261,57 @@ def empty_wal_after_commit(session: Session) -> None:
     """
     engine = session.get_bind()
     if isinstance(engine, Engine) and engine.dialect.name == "sqlite":
-        path = sqlite_path(engine)
-        event.listen(session, "after_commit", lambda _session: _empty_wal(path), once=True)
+        event.listen(session, "after_commit", lambda _session: empty_wal(engine), once=True)
 
 
-def _empty_wal(path: Path) -> None:
-    # A reader that goes on for longer keeps the log; the next erasure empties it.
-    with closing(sqlite3.connect(path, timeout=2)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+def empty_wal(engine: Engine, timeout_seconds: float = 0.1) -> None:
+    """Move SQLite's write-ahead log into the file and empty it; a long reader keeps it."""
+    if engine.dialect.name == "sqlite":
+        with closing(sqlite3.connect(sqlite_path(engine), timeout=timeout_seconds)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def forget_copies(engine: Engine, tables: Iterable[str]) -> list[str]:
+    """
+    Have the engine drop what it keeps of the old rows of *tables* beside them.
+
+    SQLite: whoever still read when they were erased has kept the pages in the log. PostgreSQL:
+    the planner's statistics hold values of plain columns until they are made anew.
+
+    Returns:
+        The tables that somebody else had locked, or that are not ours to analyse.
+    """
+    empty_wal(engine, timeout_seconds=2)
+    left = []
+    if engine.dialect.name == "postgresql":
+        for table in sorted(tables):
+            try:
+                with engine.begin() as connection:
+                    _forget_statistics(connection, table)
+            except DBAPIError:
+                left.append(table)
+    return left
+
+
+def _forget_statistics(connection: Connection, name: str) -> None:
+    quote = connection.dialect.identifier_preparer.quote
+    # Whoever writes at this moment does not wait for us.
+    connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+    connection.exec_driver_sql(f"ANALYZE {quote(name)}")
+    if connection.execute(select(text("1")).select_from(table(name)).limit(1)).first() is not None:
+        return
+    # ANALYZE leaves the statistics of an empty table as they are; a change of type, were it to
+    # the same one, drops a column's, and rewrites nothing.
+    columns = text(
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod)"
+        " FROM pg_attribute a JOIN pg_stats s ON s.attname = a.attname"
+        " WHERE a.attrelid = to_regclass(quote_ident(:name))"
+        " AND s.tablename = :name AND s.schemaname = current_schema()"
+    )
+    for column, kind in connection.execute(columns, {"name": name}).all():
+        connection.exec_driver_sql(
+            f"ALTER TABLE {quote(name)} ALTER COLUMN {quote(column)} TYPE {kind}"
+        )
 
 
 def use_write_ahead_log(engine: Engine) -> None:

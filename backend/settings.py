@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     retention_user_days: int = Field(default=3650, gt=0, le=MAX_RETENTION_DAYS)
     retention_user_action: RetentionAction = RetentionAction.ANONYMIZE
 
+    phone_region: str | None = Field(default=None, pattern="^[A-Z]{2}$")
+    data_map_ignore: str = ""
+
     consent_purposes: str = "marketing,analytics,profiling,third_party_sharing"
     controller_name: str = "the operator of this service"
     controller_contact: str = "the address on its website"
@@ -145,6 +148,11 @@ class Settings(BaseSettings):
     @cached_property
     def purposes(self) -> tuple[str, ...]:
         return tuple(self.consent_purposes.split(","))
+
+    @cached_property
+    def ignored_tables(self) -> frozenset[str]:
+        """Tables of the database that the operator keeps out of every act on people's data."""
+        return frozenset(name.strip() for name in self.data_map_ignore.split(",") if name.strip())
 
     @cached_property
     def zone(self) -> ZoneInfo:

@@ -26,6 +26,7 @@ from backend.db_utils import (
 )
 from backend.errors import ConfigurationError, UnavailableError
 from backend.models import Base, LegalHold, User
+from backend.settings import get_settings
 from tests.conftest import Service
 
 SECRET: Final = "hunter2"
@@ -182,8 +183,10 @@ def rows() -> dict[str, int]:
 
 
 def test_a_commit_that_the_database_refuses_is_answered_with_an_error_and_keeps_nothing(
-    client: TestClient, service: Service, admin: dict[str, str]
+    client: TestClient, service: Service, admin: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DATA_MAP_IGNORE", "broken")
+    get_settings.cache_clear()
     eve = service.user("eve@example.com")
     requests: list[tuple[str, dict[str, Any] | None]] = [
         ("/security/holds", HOLD),

@@ -326,6 +326,23 @@ def broken(app: FastAPI) -> list[str]:
 
 
 EXPORT, IMPORT = "/security/data/export", "/security/data/import"
+FIND, DELETE = "/security/data/find", "/security/data/delete"
+BAD_NAMES: Final[list[dict[str, Any]]] = [
+    {"email": PLAIN},
+    {"email": f"{PLAIN}@example.com\n"},
+    {"email": [PLAIN]},
+    {"phone": f"+49 {PLAIN}"},
+    {"phone": PLAIN * 9},
+    {"email": PLAIN, "phone": PLAIN},
+    {PLAIN: PLAIN},
+]
+BAD_DELETES: Final[list[dict[str, Any]]] = [
+    {"user_id": 99, "mode": "delete", "reason": PLAIN},
+    {"user_id": 1, "mode": "delete", "reason": PLAIN},
+    {"user_id": 1, "mode": PLAIN, "reason": PLAIN},
+    {"user_id": 1, "mode": "delete", "reason": PLAIN, "plan_digest": PLAIN},
+    *({"mode": "delete", "reason": PLAIN} | named for named in BAD_NAMES),
+]
 BAD_EXPORTS: Final[list[dict[str, Any]]] = [
     {"user_id": PLAIN},
     {"user_id": 1, "passphrase": SHORT, "encrypt": True},
@@ -355,7 +372,9 @@ def test_no_failed_request_shows_a_secret_in_its_answer_or_in_the_log(
         answers = [
             *(sign_in(*pair) for pair in ((ADMIN, WRONG_PASSWORD), (PLAIN, PASSWORD))),
             *(ask("/auth/me", wrong) for wrong in (JWT, FORGED, KEY, SEALED)),
-            *(ask(EXPORT, token, body) for body in BAD_EXPORTS),
+            *(ask(EXPORT, token, body) for body in BAD_EXPORTS + BAD_NAMES),
+            *(ask(FIND, token, body) for body in BAD_NAMES),
+            *(ask(DELETE, token, body) for body in BAD_DELETES),
             ask(IMPORT, token, {"export": document}),
             *(ask(path, token) for path in paths),
         ]
@@ -412,6 +431,12 @@ def test_no_command_that_fails_shows_a_secret(
         run("open", tmp_path / "import", "-o", tmp_path / "out"),
         run("import", tmp_path / "import"),
         run("load", "--bookings", tmp_path / "bookings"),
+        *(run("find", stdin=line) for line in (PLAIN, f"{PLAIN}@example.com", f"{PLAIN}\0")),
+        run("erase", "--address-stdin", "--reason", PLAIN, stdin=f"{PLAIN}@example.com"),
+        run("erase", 99, "--reason", PLAIN),
+        run("export", "--address-stdin", "-o", tmp_path / "out", stdin=PLAIN),
+        run("certificate", "verify", tmp_path / "import"),
+        run("certificate", "verify", tmp_path / "sealed"),
     ]
     with session_scope() as session:
         session.execute(text("UPDATE users SET email = :plain WHERE id = 2"), {"plain": PLAIN})

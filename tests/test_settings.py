@@ -39,6 +39,9 @@ CANARY: Final = "kanarienvogel"
         ("RETENTION_TIME", "2:00"),
         ("RETENTION_TIME", CANARY),
         ("SCHEDULER_ENABLED", CANARY),
+        ("PHONE_REGION", "de"),
+        ("PHONE_REGION", "DEU"),
+        ("PHONE_REGION", CANARY),
         ("CONSENT_PURPOSES", f"marketing,{CANARY} {CANARY}"),
         ("CONSENT_PURPOSES", ","),
         ("JWT_SECRET_KEY", CANARY),
@@ -77,6 +80,8 @@ def test_a_bad_value_is_refused_by_its_name_and_not_shown(
         ("TIMEZONE", "Europe/Berlin"),
         ("RETENTION_TIME", "23:59"),
         ("SCHEDULER_ENABLED", "false"),
+        ("PHONE_REGION", "DE"),
+        ("DATA_MAP_IGNORE", "newsletter"),
         ("CONSENT_PURPOSES", " marketing , research_2 "),
         ("JWT_SECRET_KEY", JWT_SECRET),
         ("RETENTION_FEEDBACK_DAYS", "36500"),
@@ -122,6 +127,12 @@ def test_secrets_do_not_print() -> None:
     assert settings.encryption_key.get_secret_value() == KEY
 
 
+def test_tables_to_leave_out_are_a_list_and_by_default_there_are_none() -> None:
+    assert load_settings().ignored_tables == set()
+    listed = load_settings(data_map_ignore=" newsletter, crm.guests ,,").ignored_tables
+    assert listed == {"newsletter", "crm.guests"}
+
+
 def test_settings_do_not_change_while_the_process_runs() -> None:
     settings = load_settings()
     with pytest.raises(ValidationError, match="frozen"):
@@ -134,6 +145,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.app_env is AppEnv.DEVELOPMENT
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path("data"))
     assert (settings.timezone, settings.retention_time) == ("UTC", "02:00")
+    assert settings.phone_region is None
     assert settings.purposes == ("marketing", "analytics", "profiling", "third_party_sharing")
     assert settings.sqlalchemy_url == f"sqlite:///{Path.cwd() / 'data' / 'holdfast.db'}"
     assert settings.backup_location == str(Path.cwd() / "data" / "backups")

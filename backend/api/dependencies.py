@@ -1,20 +1,28 @@
 """What endpoints ask for: a session, who is signed in, an admin."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from fastapi import Depends, Path, Request
 from fastapi.security import OAuth2PasswordBearer
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from sqlalchemy.orm import Session
 
 from backend.db_utils import is_storable, read_session, write_session
 from backend.services.audit_service import Actor
 from backend.services.auth_service import SignedIn, get_auth_service, require_admin
+from backend.services.subject_service import MAX_ADDRESS_CHARS, MAX_USER_ID, Who
 
-# A database integer of the built-in model.
-MAX_ID: Final = 2**31 - 1
+MAX_ID: Final = MAX_USER_ID
 UserId = Annotated[int, Field(strict=True, gt=0, le=MAX_ID, examples=[7])]
 UserIdInPath = Annotated[int, Path(gt=0, le=MAX_ID, examples=[7])]
+
+PlanDigest = Annotated[
+    str | None,
+    Field(
+        pattern="^[0-9a-f]{64}$",
+        description="Of a dry run: the real run is refused if the plan has changed since.",
+    ),
+]
 
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
 # scope="function": the commit happens before the answer is sent. With the default, a commit that
@@ -38,6 +46,29 @@ class Body(BaseModel):
         if isinstance(text, str) and not is_storable(text):
             raise ValueError("not text: it holds NUL or half a surrogate pair")
         return value
+
+
+class Named(Body):
+    """A body that names a person in exactly one way."""
+
+    user_id: UserId | None = None
+    email: str | None = Field(
+        default=None, min_length=3, max_length=MAX_ADDRESS_CHARS,
+        description="In any spelling; finds also somebody whom only others' bookings name.",
+    )  # fmt: skip
+    phone: str | None = Field(
+        default=None, min_length=3, max_length=40, description="In any spelling, as `email`."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if [self.user_id, self.email, self.phone].count(None) != 2:  # noqa: PLR2004 - all but one
+            raise ValueError("name the person by one of user_id, email and phone")
+        return self
+
+    @property
+    def who(self) -> Who:
+        return Who(self.user_id, self.email, self.phone)
 
 
 class Answer(BaseModel):

@@ -21,6 +21,8 @@ TOKEN: Final[Example] = {
 }
 ME: Final[Example] = {"user_id": 7, "role": "user"}
 
+FIND: Final[Example] = {"phone": "+49 30 1234567"}
+FOUND: Final[Example] = {"user_id": 7, "named_in": ["companions"]}
 EXPORT: Final[Example] = {"user_id": 7, "format": "json"}
 IMPORT: Final[Example] = {
     "user_id": 7,
@@ -30,7 +32,7 @@ IMPORT: Final[Example] = {
 IMPORTED: Final[Example] = {
     "user_id": 7,
     "dry_run": True,
-    "tables": {"bookings": {"restored": 2, "unchanged": 1, "skipped": 0}},
+    "tables": {"bookings": {"restored": 2, "unchanged": 1, "skipped": 0, "incomplete": 0}},
 }
 DELETE: Final[Example] = {
     "user_id": 7,
@@ -38,6 +40,7 @@ DELETE: Final[Example] = {
     "reason": "request under art. 17",
     "dry_run": True,
 }
+_COUNTS: Final = {"deleted": 0, "anonymized": 0, "retained": 0, "redacted": 0, "shared": 0}
 DELETED: Final[Example] = {
     "erasure_id": _RUN_ID,
     "status": "complete",
@@ -45,14 +48,23 @@ DELETED: Final[Example] = {
     "dry_run": False,
     "plan_digest": _DIGEST,
     "tables": {
-        "users": {"deleted": 0, "anonymized": 1, "retained": 0},
-        "invoices": {"deleted": 0, "anonymized": 0, "retained": 3},
-        "feedback": {"deleted": 0, "anonymized": 2, "retained": 0},
+        "users": _COUNTS | {"anonymized": 1},
+        "companions": _COUNTS | {"redacted": 1},
+        "invoices": _COUNTS | {"retained": 3},
+        "feedback": _COUNTS | {"anonymized": 2},
     },
     "retained": [
         {"table": "invoices", "rows": 3, "ground": "commercial and tax law", "until": "2033-11-24"},
     ],
+    "not_reached": [],
     "backups_expire_at": "2027-02-22T02:00:00Z",
+}
+QUEUED: Final[Example] = {
+    "request_id": _RUN_ID,
+    "status": "queued",
+    "mode": "delete",
+    "queued_at": _AT,
+    "holds": [_BACKUP_ID],
 }
 CONSENT: Final[Example] = {"purpose": "marketing", "granted": True, "notice_version": "2026-11"}
 CONSENT_EVENT: Final[Example] = {

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
 from pydantic import AwareDatetime, Field
 
 from backend.api import examples
@@ -20,6 +20,7 @@ from backend.api.dependencies import (
 from backend.api.problems import problems
 from backend.models import HoldScope
 from backend.services.hold_service import get_hold_service
+from backend.services.queue_service import get_queue_service
 
 router = APIRouter(prefix="/security/holds", tags=["legal holds"])
 
@@ -70,6 +71,10 @@ def read_hold(hold_id: UUID, session: ReadSession, _actor: AdminActor) -> HoldAn
 
 
 @router.delete("/{hold_id}", responses=problems(401, 403, 404, 409, 422))
-def release_hold(hold_id: UUID, session: WriteSession, actor: AdminActor) -> HoldAnswer:
-    """Release a hold; its record stays."""
-    return HoldAnswer.model_validate(get_hold_service().release(session, hold_id, actor))
+def release_hold(
+    hold_id: UUID, session: WriteSession, actor: AdminActor, after: BackgroundTasks
+) -> HoldAnswer:
+    """Release a hold; its record stays, and an erasure that waited for it is carried out."""
+    released = HoldAnswer.model_validate(get_hold_service().release(session, hold_id, actor))
+    after.add_task(get_queue_service().run)
+    return released

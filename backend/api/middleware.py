@@ -25,6 +25,7 @@ _HEADERS: Final = (
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
+_CSP: Final = "Content-Security-Policy"
 _POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 # Swagger UI needs its own scripts, styles and calls to this service, and nothing else.
 _PAGE_POLICY: Final = (
@@ -51,15 +52,23 @@ class RequestMiddleware:
         request_id = secrets.token_hex(8)
         scope["request_id"] = request_id
         started = time.perf_counter()
+        answered = None
         status = 0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                # A page may bring a policy of its own, which allows its style and no more.
+                own = headers.get(_CSP)
                 for name, value in self._headers(scope, request_id):
                     headers[name] = value
+                if own is not None:
+                    headers[_CSP] = own
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                # What goes on after the answer is not waited for by anybody.
+                answered = time.perf_counter()
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -77,7 +86,8 @@ class RequestMiddleware:
                     raise
                 await answer(scope, receive, send_with_headers)
             finally:
-                self._count(scope, status, time.perf_counter() - started)
+                ended = answered or time.perf_counter()
+                self._count(scope, status, ended - started)
 
     def _limited(self, receive: Receive) -> Receive:
         left = self._max_body_bytes
@@ -97,7 +107,7 @@ class RequestMiddleware:
         yield from _HEADERS
         yield "X-Request-ID", request_id
         page = scope["path"].startswith(_PAGES)
-        yield "Content-Security-Policy", _PAGE_POLICY if page else _POLICY
+        yield _CSP, _PAGE_POLICY if page else _POLICY
         # Behind a token nothing may be kept; the pages' own files may.
         yield (
             "Cache-Control",

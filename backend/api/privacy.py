@@ -1,7 +1,7 @@
 """A person's data: export, import, erasure, consent."""
 
-from datetime import date, datetime
-from typing import Annotated, Any, Self
+from datetime import datetime
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -14,34 +14,39 @@ from backend.api.dependencies import (
     Answer,
     Body,
     CurrentActor,
+    Named,
     ReadSession,
     UserId,
     UserIdInPath,
     WriteSession,
 )
 from backend.api.problems import problems
-from backend.privacy.erase import EraseMode
+from backend.api.streams import ClosingResponse
+from backend.models import DATA_MAP
 from backend.privacy.export import ExportContainer, ExportFormat
-from backend.services.auth_service import require_self_or_admin
+from backend.privacy.export_schema import schema as export_schema
+from backend.services.audit_service import Actor
+from backend.services.auth_service import require_admin, require_self_or_admin
 from backend.services.compliance_service import (
     PASSPHRASE_MIN,
-    Erasure,
     get_compliance_service,
 )
 from backend.services.consent_service import ConsentRecord, get_consent_service
+from backend.services.subject_service import get_subject_service
 
 router = APIRouter(prefix="/security/data", tags=["personal data"])
-PlanDigest = Annotated[
-    str | None,
-    Field(
-        pattern="^[0-9a-f]{64}$",
-        description="Of a dry run: the real run is refused if the plan has changed since.",
-    ),
-]
 
 
-class ExportBody(Body, json_schema_extra=examples.of(examples.EXPORT)):
-    user_id: UserId
+class FindBody(Named, json_schema_extra=examples.of(examples.FIND)):
+    pass
+
+
+class FoundAnswer(Answer, json_schema_extra=examples.of(examples.FOUND)):
+    user_id: int | None = Field(description="`null` for somebody whom only others' rows name.")
+    named_in: list[str] = Field(description="Tables in which others' rows name the person.")
+
+
+class ExportBody(Named, json_schema_extra=examples.of(examples.EXPORT)):
     # Closed sets arrive as text, so they alone are not strict.
     format: Annotated[ExportFormat, Field(strict=False)] = ExportFormat.JSON
     encrypt: bool = False
@@ -67,18 +72,6 @@ class ImportBody(Body, json_schema_extra=examples.of(examples.IMPORT)):
     export: dict[str, Any] = Field(description="A JSON export of this service, as it was given.")
 
 
-class DeleteBody(Body, json_schema_extra=examples.of(examples.DELETE)):
-    user_id: UserId
-    mode: Annotated[EraseMode, Field(strict=False)]
-    reason: str = Field(
-        min_length=1,
-        max_length=200,
-        description="Kind of request, for the audit trail; do not name the person.",
-    )
-    dry_run: bool = False
-    plan_digest: PlanDigest = None
-
-
 class ConsentBody(Body, json_schema_extra=examples.of(examples.CONSENT)):
     purpose: str = Field(min_length=1, max_length=64)
     granted: StrictBool
@@ -95,55 +88,15 @@ class ImportedTable(Answer):
     restored: int
     unchanged: int
     skipped: int
+    incomplete: int = Field(
+        default=0, description="Restored ones, without cells that the export had left out."
+    )
 
 
 class ImportAnswer(Answer, json_schema_extra=examples.of(examples.IMPORTED)):
     user_id: int
     dry_run: bool
     tables: dict[str, ImportedTable]
-
-
-class TableCounts(Answer):
-    deleted: int
-    anonymized: int
-    retained: int
-
-
-class RetainedRows(Answer):
-    table: str
-    rows: int
-    ground: str
-    until: datetime | date | None
-
-
-class DeleteAnswer(Answer, json_schema_extra=examples.of(examples.DELETED)):
-    erasure_id: UUID
-    status: str = Field(description="`complete`, or `planned` for a dry run.")
-    mode: EraseMode
-    dry_run: bool
-    plan_digest: str
-    tables: dict[str, TableCounts]
-    retained: list[RetainedRows]
-    backups_expire_at: datetime = Field(
-        description="When the last backup that holds the person must be gone."
-    )
-
-    @classmethod
-    def of(cls, erasure: Erasure) -> Self:
-        plan = erasure.plan
-        return cls(
-            erasure_id=erasure.erasure_id,
-            status="planned" if erasure.dry_run else "complete",
-            mode=plan.mode,
-            dry_run=erasure.dry_run,
-            plan_digest=plan.digest,
-            tables={
-                name: TableCounts(**{str(outcome): rows for outcome, rows in counts.items()})
-                for name, counts in plan.counts.items()
-            },
-            retained=[RetainedRows.model_validate(kept) for kept in plan.retained],
-            backups_expire_at=erasure.backup_expires_at,
-        )
 
 
 class PurposeState(Answer):
@@ -178,6 +131,23 @@ class ConsentAnswer(Answer, json_schema_extra=examples.of(examples.CONSENT_STATE
         return record
 
 
+def _require_own(actor: Actor, body: Named) -> None:
+    """Let people at their own data by their number; by an address only an admin looks."""
+    if body.user_id is None:
+        require_admin(actor)
+    else:
+        require_self_or_admin(actor, body.user_id)
+
+
+@router.post("/find", responses=problems(401, 403, 404, 409, 410, 422))
+def find_person(body: FindBody, session: ReadSession, _actor: AdminActor) -> FoundAnswer:
+    """Find a person by e-mail address or telephone, however it is spelled."""
+    subject = get_subject_service().find(session, body.who)
+    return FoundAnswer(
+        user_id=subject.number, named_in=list(get_subject_service().mentions(session, subject))
+    )
+
+
 @router.post(
     "/export",
     response_class=StreamingResponse,
@@ -192,15 +162,15 @@ class ConsentAnswer(Answer, json_schema_extra=examples.of(examples.CONSENT_STATE
                 "application/octet-stream": {},
             },
         },
-        **problems(401, 403, 404, 410, 422),
+        **problems(401, 403, 404, 409, 410, 422),
     },
 )
-def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) -> StreamingResponse:
+def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) -> ClosingResponse:
     """Hand out everything that is held about a person, streamed."""
-    require_self_or_admin(actor, body.user_id)
+    _require_own(actor, body)
     passphrase = body.passphrase.get_secret_value() if body.passphrase else None
     chunks = get_compliance_service().export(
-        session, actor, body.user_id, body.format,
+        session, actor, body.who, body.format,
         encrypt=body.encrypt, passphrase=passphrase, container=body.container,
     )  # fmt: skip
     sealed = body.encrypt and body.container is ExportContainer.HOLDFAST
@@ -208,7 +178,13 @@ def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) ->
     # No id or name in the file's name: it ends up in histories and logs.
     name = f"export.{body.format}{'.hfe' if sealed else ''}"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(chunks, media_type=media_type, headers=disposition)
+    return ClosingResponse(chunks, media_type=media_type, headers=disposition)
+
+
+@router.get("/export/schema", responses=problems(401, 403))
+def read_export_schema(_actor: CurrentActor) -> dict[str, Any]:
+    """Show the JSON Schema (draft 2020-12) that every JSON export follows."""
+    return export_schema(DATA_MAP)
 
 
 @router.post("/import", responses=problems(401, 403, 409, 410, 413, 422))
@@ -220,21 +196,6 @@ def import_data(body: ImportBody, session: WriteSession, actor: AdminActor) -> I
     return ImportAnswer.model_validate(
         {"user_id": user_id, "dry_run": body.dry_run, "tables": tables}
     )
-
-
-@router.post("/delete", responses=problems(401, 403, 404, 409, 410, 422, 503))
-def delete_data(body: DeleteBody, session: WriteSession, actor: AdminActor) -> DeleteAnswer:
-    """Erase a person: delete or anonymise, keep and restrict what the law keeps."""
-    erasure = get_compliance_service().erase(
-        session,
-        actor,
-        body.user_id,
-        body.mode,
-        reason=body.reason,
-        dry_run=body.dry_run,
-        plan_digest=body.plan_digest,
-    )
-    return DeleteAnswer.of(erasure)
 
 
 @router.get("/consent/{user_id}", responses=problems(401, 403, 404, 410, 422))

@@ -8,8 +8,14 @@ from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 
 from backend.api import examples
-from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
-from backend.api.privacy import PlanDigest
+from backend.api.dependencies import (
+    AdminActor,
+    Answer,
+    Body,
+    PlanDigest,
+    ReadSession,
+    WriteSession,
+)
 from backend.api.problems import problems
 from backend.privacy.periods import Period
 from backend.services.retention_service import Policy, PolicyState, get_retention_service

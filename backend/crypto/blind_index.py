@@ -26,6 +26,28 @@ def normalise_email(address: str) -> str:
     return unicodedata.normalize("NFKC", address.strip()).casefold()
 
 
+def normalise_phone(number: str, region: str | None) -> str:
+    """
+    One spelling per telephone: E.164 where the number can be read, its digits where it cannot.
+
+    Args:
+        region: ISO 3166 code of the country in which numbers without a country code are.
+    """
+    # Late: it reads its tables at the first import, and most processes look up no number.
+    import phonenumbers
+
+    text = unicodedata.normalize("NFKC", number).strip()
+    # ITU-T E.123: two zeros stand for the plus sign.
+    dialled = f"+{text[2:]}" if text.startswith("00") else text
+    try:
+        parsed = phonenumbers.parse(dialled, region)
+    except phonenumbers.NumberParseException:
+        return "".join(char for char in text if char.isdecimal()) or text
+    spelled = str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
+    # Behind one switchboard are many people (RFC 3966, 5.3).
+    return f"{spelled};ext={parsed.extension}" if parsed.extension else spelled
+
+
 class BlindIndex:
     """
     Equality search over one encrypted column: HMAC-SHA256 under a key of its own.
@@ -37,6 +59,10 @@ class BlindIndex:
     def __init__(self, table: str, column: str, normalise: Callable[[str], str]) -> None:
         self._names = (table, column)
         self._normalise = normalise
+
+    def spelled(self, value: str) -> str:
+        """Return the one spelling of *value* that is looked for."""
+        return self._normalise(value)
 
     def term(self, value: str) -> str:
         """The term to store, under the primary key."""

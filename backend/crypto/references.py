@@ -24,3 +24,15 @@ def new_reference_key() -> bytes:
 def reference(key: bytes, uid: UUID) -> str:
     """Return the reference of the person *uid*: 128 bits of HMAC-SHA256, as hex."""
     return hmac.new(key, uid.bytes, hashlib.sha256).hexdigest()[: 2 * _DIGEST_BYTES]
+
+
+def address_reference(key: bytes, kind: str, address: str) -> str:
+    """
+    Return the reference of whoever is known by an address alone.
+
+    Args:
+        kind: Of address, as `email`; one text as two kinds gives two references.
+        address: In its one spelling; see `backend.crypto.blind_index`.
+    """
+    message = f"{kind}:{address}".encode()
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[: 2 * _DIGEST_BYTES]

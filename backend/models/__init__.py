@@ -1,9 +1,18 @@
 """The tables, and the data map that their declarations give."""
 
+from backend.models.acts import ErasureRecord, ErasureStatus, PlannedErasure, QueuedErasure
 from backend.models.base import Base
 from backend.models.consent import DataConsent
 from backend.models.hotel import Booking, Feedback, Invoice, InvoiceLine, Payment
-from backend.models.people import BLIND_INDEXES, IndexedColumn, Role, User
+from backend.models.people import (
+    BLIND_INDEXES,
+    IDENTITY_INDEXES,
+    BillingAddress,
+    Companion,
+    IndexedColumn,
+    Role,
+    User,
+)
 from backend.models.records import (
     AuditEvent,
     BackupRecord,
@@ -28,15 +37,20 @@ DATA_MAP = DataMap.of(Base.metadata)
 __all__ = [
     "BLIND_INDEXES",
     "DATA_MAP",
+    "IDENTITY_INDEXES",
     "AuditEvent",
     "BackupRecord",
     "BackupStatus",
     "Base",
+    "BillingAddress",
     "Booking",
     "ColumnMigration",
+    "Companion",
     "DataConsent",
     "DataRetentionLog",
     "EncryptionKey",
+    "ErasureRecord",
+    "ErasureStatus",
     "Feedback",
     "HoldScope",
     "IndexedColumn",
@@ -49,6 +63,8 @@ __all__ = [
     "LedgerKind",
     "LegalHold",
     "Payment",
+    "PlannedErasure",
+    "QueuedErasure",
     "RetentionPolicy",
     "RevokedToken",
     "Role",

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.columns import RowEncrypted
 from backend.models.base import Base, UtcDateTime
-from backend.privacy.data_map import OnErase, not_personal, owned_table, personal
+from backend.privacy.declarations import OnErase, not_personal, owned_table, personal
 
 
 class DataConsent(Base):

@@ -7,7 +7,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.columns import Encrypted
 from backend.models.base import Base, UtcDateTime
-from backend.privacy.data_map import OnErase, Retention, not_personal, owned_table, personal
+from backend.privacy.declarations import (
+    Disclosure,
+    OnErase,
+    Retention,
+    not_personal,
+    owned_table,
+    personal,
+)
 
 _STAY = "Providing the stay that was booked"
 _CONTRACT = "contract (GDPR art. 6(1)(b))"
@@ -33,6 +40,7 @@ class Booking(Base):
                 basis=_CONTRACT,
                 source="the person or their travel agent; staff notes by the hotel",
                 retention=Retention("booking", "check_out"),
+                disclosure=Disclosure(recipients=("the travel agent who booked",)),
             ),
         },
     )
@@ -106,6 +114,9 @@ class Booking(Base):
     anonymized_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, info=not_personal(_ANONYMIZED)
     )
+    billing_address_id: Mapped[int | None] = mapped_column(
+        ForeignKey("billing_addresses.id"), index=True, info=personal("user.contact.address")
+    )
 
 
 class Payment(Base):
@@ -115,12 +126,13 @@ class Payment(Base):
     __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
         "sqlite_autoincrement": True,
         "info": owned_table(
-            by="user_id",
+            by=("user_id", "booking_id"),
             purpose="Taking payment and keeping the books",
             basis=_TAX,
             source="the person and their payment provider",
             retention=Retention("payment", "paid_at"),
             statute=_TAX_GROUND,
+            disclosure=Disclosure(recipients=("the payment provider", "tax authorities")),
         ),
     }
 
@@ -166,12 +178,13 @@ class Invoice(Base):
     __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
         "sqlite_autoincrement": True,
         "info": owned_table(
-            by="user_id",
+            by=("user_id", "booking_id"),
             purpose="Invoicing",
             basis=_TAX,
             source="the booking",
             retention=Retention("invoice", "issued_on"),
             statute=_TAX_GROUND,
+            disclosure=Disclosure(recipients=("tax authorities",)),
         ),
     }
 
@@ -257,7 +270,7 @@ class Feedback(Base):
         {
             "sqlite_autoincrement": True,
             "info": owned_table(
-                by="user_id",
+                by=("user_id", "booking_id"),
                 purpose="Learning from guests' opinions",
                 basis="legitimate interest (GDPR art. 6(1)(f))",
                 source="the person; the answer by the hotel",

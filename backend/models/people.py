@@ -1,4 +1,4 @@
-"""The people: guests who book, and the staff who administer."""
+"""The people: guests who book, the staff who administer, and whom a booking names besides."""
 
 import uuid
 from dataclasses import dataclass
@@ -6,21 +6,34 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Column, String, Table, Uuid
+from sqlalchemy import Column, ForeignKey, String, Table, Uuid
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
-from backend.crypto.blind_index import BlindIndex, normalise_email
+from backend.crypto.blind_index import BlindIndex, normalise_email, normalise_phone
 from backend.crypto.columns import Encrypted
 from backend.models.base import Base, UtcDateTime, closed_set
-from backend.privacy.data_map import (
+from backend.privacy.declarations import (
+    Disclosure,
+    Identity,
     OnErase,
     Retention,
     not_personal,
+    owned_table,
     personal,
+    shared_table,
     subject_table,
 )
+from backend.settings import get_settings
 
+
+def _one_spelling(number: str) -> str:
+    return normalise_phone(number, get_settings().phone_region)
+
+
+# One index for every column of a kind: whoever is a guest here and a companion there is one person.
 EMAIL_INDEX = BlindIndex("users", "email", normalise_email)
+PHONE_INDEX = BlindIndex("users", "phone", _one_spelling)
+IDENTITY_INDEXES = {Identity.EMAIL: EMAIL_INDEX, Identity.PHONE: PHONE_INDEX}
 
 
 class Role(StrEnum):
@@ -30,8 +43,15 @@ class Role(StrEnum):
 
 def _email_term(context: Any) -> str | None:
     """Index an e-mail on inserts that do not pass through the mapper."""
-    email = context.get_current_parameters().get("email")
-    return None if email is None else EMAIL_INDEX.term(email)
+    return _term(EMAIL_INDEX, context.get_current_parameters().get("email"))
+
+
+def _phone_term(context: Any) -> str | None:
+    return _term(PHONE_INDEX, context.get_current_parameters().get("phone"))
+
+
+def _term(index: BlindIndex, value: str | None) -> str | None:
+    return None if value is None else index.term(value)
 
 
 class User(Base):
@@ -60,7 +80,7 @@ class User(Base):
         String(40),
         unique=True,
         default=_email_term,
-        info=personal("user.contact.email", exported=False),
+        info=personal("user.contact.email", exported=False, identity=Identity.EMAIL),
     )
     password_hash: Mapped[str | None] = mapped_column(
         String(255), info=personal("user.authorization.credentials", exported=False)
@@ -111,10 +131,136 @@ class User(Base):
     anonymized_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, info=not_personal("when the row ceased to be about anybody")
     )
+    phone_index: Mapped[str | None] = mapped_column(
+        String(40),
+        index=True,
+        default=_phone_term,
+        info=personal("user.contact.phone_number", exported=False, identity=Identity.PHONE),
+    )
 
     @validates("email")
     def _index_email(self, _key: str, email: str | None) -> str | None:
-        self.email_index = None if email is None else EMAIL_INDEX.term(email)
+        self.email_index = _term(EMAIL_INDEX, email)
+        return email
+
+    @validates("phone")
+    def _index_phone(self, _key: str, phone: str | None) -> str | None:
+        self.phone_index = _term(PHONE_INDEX, phone)
+        return phone
+
+
+class Companion(Base):
+    """Somebody who stays with the guest who booked, and is known by that booking alone."""
+
+    __tablename__ = "companions"
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "sqlite_autoincrement": True,
+        "info": owned_table(
+            by="booking_id",
+            purpose="Receiving everybody who stays",
+            basis="contract with the guest (GDPR art. 6(1)(b)); as to the others, legitimate "
+            "interest (art. 6(1)(f))",
+            source="the guest who booked",
+            disclosure=Disclosure(recipients=("the authority that registers guests",)),
+        ),
+    }
+
+    id: Mapped[int] = mapped_column(primary_key=True, info=not_personal("row number"))
+    booking_id: Mapped[int] = mapped_column(
+        ForeignKey("bookings.id"), index=True, info=not_personal("which booking; goes with it")
+    )
+    full_name: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.name", third_party=True)
+    )
+    email: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.email", third_party=True)
+    )
+    email_index: Mapped[str | None] = mapped_column(
+        String(40),
+        index=True,
+        default=_email_term,
+        info=personal(
+            "user.contact.email", exported=False, third_party=True, identity=Identity.EMAIL
+        ),
+    )
+    phone: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.phone_number", third_party=True)
+    )
+    phone_index: Mapped[str | None] = mapped_column(
+        String(40),
+        index=True,
+        default=_phone_term,
+        info=personal(
+            "user.contact.phone_number", exported=False, third_party=True, identity=Identity.PHONE
+        ),
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, info=personal("user.behavior.purchase_history", OnErase.MONTH)
+    )
+    anonymized_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, info=not_personal("when the row ceased to be about anybody")
+    )
+
+    @validates("email")
+    def _index_email(self, _key: str, email: str | None) -> str | None:
+        self.email_index = _term(EMAIL_INDEX, email)
+        return email
+
+    @validates("phone")
+    def _index_phone(self, _key: str, phone: str | None) -> str | None:
+        self.phone_index = _term(PHONE_INDEX, phone)
+        return phone
+
+
+class BillingAddress(Base):
+    """Where invoices for a stay go; the guests of one household or company may share it."""
+
+    __tablename__ = "billing_addresses"
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "sqlite_autoincrement": True,
+        "info": shared_table(
+            purpose="Sending invoices to whoever pays",
+            basis="contract (GDPR art. 6(1)(b))",
+            source="the guest who booked",
+            disclosure=Disclosure(recipients=("the postal service",)),
+        ),
+    }
+
+    id: Mapped[int] = mapped_column(primary_key=True, info=not_personal("row number"))
+    company: Mapped[str | None] = mapped_column(Encrypted(), info=personal("user.workplace"))
+    street: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.address.street")
+    )
+    postcode: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.address.postal_code")
+    )
+    city: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.address.city")
+    )
+    country: Mapped[str | None] = mapped_column(
+        String(3), info=personal("user.contact.address.country")
+    )
+    contact_name: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.name", third_party=True)
+    )
+    email: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.contact.email", third_party=True)
+    )
+    email_index: Mapped[str | None] = mapped_column(
+        String(40),
+        index=True,
+        default=_email_term,
+        info=personal(
+            "user.contact.email", exported=False, third_party=True, identity=Identity.EMAIL
+        ),
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, info=personal("user.behavior.purchase_history", OnErase.MONTH)
+    )
+
+    @validates("email")
+    def _index_email(self, _key: str, email: str | None) -> str | None:
+        self.email_index = _term(EMAIL_INDEX, email)
         return email
 
 
@@ -127,5 +273,15 @@ class IndexedColumn:
     source: Column[Any]
 
 
-_USERS = cast("Table", User.__table__)
-BLIND_INDEXES = (IndexedColumn(EMAIL_INDEX, _USERS.c.email_index, _USERS.c.email),)
+def _indexed(table: Any, name: str, index: BlindIndex) -> IndexedColumn:
+    columns = cast("Table", table).c
+    return IndexedColumn(index, columns[f"{name}_index"], columns[name])
+
+
+BLIND_INDEXES = (
+    _indexed(User.__table__, "email", EMAIL_INDEX),
+    _indexed(User.__table__, "phone", PHONE_INDEX),
+    _indexed(Companion.__table__, "email", EMAIL_INDEX),
+    _indexed(Companion.__table__, "phone", PHONE_INDEX),
+    _indexed(BillingAddress.__table__, "email", EMAIL_INDEX),
+)

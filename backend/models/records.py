@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.columns import Encrypted, RowEncrypted
 from backend.models.base import Base, UtcDateTime, closed_set
-from backend.privacy.data_map import control_table, not_personal, owned_table, personal
+from backend.privacy.declarations import control_table, not_personal, owned_table, personal
 from backend.settings import RetentionAction
 
 _ID = "number of the record"
@@ -158,6 +158,9 @@ class LedgerEntry(Base):
     )
     recorded_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
     recorded_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
+    identity_refs: Mapped[str | None] = mapped_column(
+        String(200), info=not_personal("JSON: keyed references of the addresses that named them")
+    )
 
 
 class AuditEvent(Base):
@@ -285,3 +288,6 @@ class Installation(Base):
         Encrypted("bytes"), info=not_personal("key of the references to people")
     )
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    signing_key: Mapped[bytes | None] = mapped_column(
+        Encrypted("bytes"), info=not_personal("private key of the certificates")
+    )

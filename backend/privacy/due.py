@@ -7,16 +7,23 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, true
 from sqlalchemy.orm import Session
 
-from backend.privacy.data_map import ANONYMIZED_AT, DataMap, MappedTable
-from backend.privacy.erase import EraseMode, Periods, is_due, plan_erasure, rows_of
+from backend.privacy.clocks import Periods, is_due
+from backend.privacy.data_map import DataMap
+from backend.privacy.declarations import EraseMode
+from backend.privacy.erase import plan_erasure
+from backend.privacy.mapped_tables import ANONYMIZED_AT, MappedTable
+from backend.privacy.sharing import shared_steps
 from backend.privacy.steps import (
     Outcome,
+    Params,
     Step,
     carry_out,
     descendants_first,
     digest,
     hanging_from,
+    look,
 )
+from backend.privacy.walk import Subjects, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class RetentionPlan:
     affected: int
     steps: tuple[Step, ...]
     digest: str
+    params: Params = field(default_factory=dict)
 
 
 def plan_retention(
@@ -60,6 +68,7 @@ def plan_retention(
     A due person is erased with everything of theirs, as on request; a due row of another table
     takes along the rows that hang from it.
     """
+    params: Params = {}
     mapped = data_map.by_data_type[data_type]
     due = _due(mapped, mode, periods[data_type].cutoff(now))
     held = _held(data_map, mapped, data_type, holds)
@@ -71,18 +80,21 @@ def plan_retention(
             pass
     if mapped is data_map.subject:
         # Rows of a person may be held one by one: then the person stays whole.
-        erasure = plan_erasure(session, data_map, rows, mode=mode, periods=periods, now=now)
-        steps, plan_digest = erasure.steps, erasure.digest
+        people = Subjects.where(data_map, rows)
+        erasure = plan_erasure(session, data_map, people, mode=mode, periods=periods, now=now)
+        planned, params = erasure.steps, erasure.params
     else:
         outcome = Outcome.DELETED if mode is EraseMode.DELETE else Outcome.ANONYMIZED
-        steps = tuple(
+        hanging = [
             Step(child, outcome, hanging_from(child, mapped, rows))
             for child in descendants_first(data_map, mapped)
-        )
-        plan_digest = digest(session, steps)
+        ]
+        hanging += shared_steps(session, data_map, hanging, params)
+        planned = tuple(look(session, step) for step in hanging)
     matched = Step(mapped, Outcome.RETAINED, due).count(session)
     affected = Step(mapped, Outcome.RETAINED, rows).count(session)
-    return RetentionPlan(matched, matched - affected, affected, steps, plan_digest)
+    steps = tuple(one.step for one in planned)
+    return RetentionPlan(matched, matched - affected, affected, steps, digest(planned), params)
 
 
 def carry_out_retention(
@@ -91,7 +103,7 @@ def carry_out_retention(
     """Carry out *plan* in the session's transaction."""
     # A predicate over people's rows would change while the people's own row is changed first;
     # the steps are children first, so each reads what it needs before its parent goes.
-    carry_out(session, data_map, plan.steps, now)
+    carry_out(session, data_map, plan.steps, now, plan.params)
     session.expire_all()
 
 
@@ -128,7 +140,7 @@ def _held_itself(
     if data_type in holds.data_types:
         held.append(true())
     if holds.people:
-        held.append(rows_of(mapped, data_map.subject.key.in_(holds.people)))
+        held.append(rows_of(data_map, mapped, data_map.subject.key.in_(holds.people)))
     if rows := holds.rows.get(data_type):
         held.append(mapped.key.in_(rows))
     return held

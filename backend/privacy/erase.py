@@ -5,32 +5,30 @@ What a law keeps stays, restricted: its other personal columns are erased and it
 person is cut. Everything else is deleted or made anonymous.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Date, func, not_, or_, select
+from sqlalchemy import and_, not_, select
 from sqlalchemy.orm import Session
 
-from backend.errors import HoldfastError
-from backend.privacy.data_map import DataMap, MappedTable
-from backend.privacy.periods import Period
-from backend.privacy.steps import Outcome, Step, carry_out, digest, hanging_from
-
-Periods = Mapping[str, Period]
-
-
-class EraseMode(StrEnum):
-    DELETE = "delete"
-    ANONYMIZE = "anonymize"
-
-
-class IncompleteErasureError(HoldfastError):
-    """Rows of the person were left after an erasure, so it was undone whole."""
-
-    code = "incomplete_erasure"
+from backend.privacy.clocks import Periods, clock_of, cutoffs, end_of, last_anchor
+from backend.privacy.data_map import DataMap
+from backend.privacy.declarations import EraseMode
+from backend.privacy.program import PEOPLE_PARAM, program_of
+from backend.privacy.sharing import shared_steps
+from backend.privacy.steps import (
+    IncompleteErasureError,
+    Outcome,
+    Params,
+    Planned,
+    Step,
+    carry_out,
+    digest,
+    look,
+)
+from backend.privacy.walk import KEY_PARAM, Subjects, frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,142 +46,121 @@ class ErasurePlan:
     """What an erasure does: the counts per table, what stays and why, and its digest."""
 
     mode: EraseMode
-    steps: tuple[Step, ...]
-    counts: dict[str, dict[Outcome, int]]
+    steps: tuple[Planned, ...]
     retained: tuple[Retained, ...]
     digest: str
+    tables: tuple[str, ...]
+    params: Params = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, dict[Outcome, int]]:
+        """Rows per table, parents first, and outcome."""
+        counts = {name: dict.fromkeys(Outcome, 0) for name in self.tables}
+        for planned in self.steps:
+            counts[planned.step.mapped.name][planned.step.outcome] += planned.rows
+        return counts
 
 
 def plan_erasure(
     session: Session,
     data_map: DataMap,
-    subjects: ColumnElement[bool],
+    subjects: Subjects,
     *,
     mode: EraseMode,
     periods: Periods,
     now: datetime,
 ) -> ErasurePlan:
     """
-    Decide the end of every row of the people that *subjects* selects; change nothing.
+    Decide the end of every row that speaks of *subjects*; change nothing.
 
     Args:
-        subjects: Predicate over the subject table.
         periods: Retention period per data type; it says until when the law keeps a row.
     """
-    steps = tuple(_steps(data_map, subjects, mode, periods, now))
-    counts: dict[str, dict[Outcome, int]] = {}
-    retained = []
-    for step in steps:
-        rows = step.count(session)
-        counts.setdefault(step.mapped.name, dict.fromkeys(Outcome, 0))[step.outcome] = rows
-        if rows and step.outcome is Outcome.RETAINED:
-            retained.append(
-                Retained(
-                    step.mapped.name,
-                    rows,
-                    step.mapped.statute or "",
-                    _until(session, step, periods),
-                )
-            )
-    parents_first = {mapped.name: counts[mapped.name] for mapped in data_map.of_people}
-    return ErasurePlan(mode, steps, parents_first, tuple(retained), digest(session, steps))
+    program = program_of(data_map, subjects, mode)
+    params = {**subjects.params, **cutoffs(data_map, periods, now)}
+    tally = session.execute(program.tally, params).one()
+    steps = [
+        Step(one.mapped, one.outcome, frozen(session, one.mapped, one.rows, params))
+        for one in program.of_circles
+    ]
+    planned = [look(session, step) for step in steps]
+    for step, rows in zip(program.steps, tally, strict=False):
+        planned.append(look(session, step, params, expected=rows))
+        steps.append(step)
+    if steps[: len(program.of_circles)] or any(tally[len(program.steps) :]):
+        ends = list(shared_steps(session, data_map, steps, params))
+        planned = [_of_what_stays(session, one, ends, params) for one in planned]
+        planned += [look(session, step) for step in ends]
+    # Children first; the people's own rows last, for what names them may be read from these.
+    order = {mapped.name: at for at, mapped in enumerate(data_map.children_first)}
+    order[data_map.subject.name] = len(order)
+    planned.sort(key=lambda one: order[one.step.mapped.name])
+    retained = tuple(
+        Retained(
+            one.step.mapped.name,
+            one.rows,
+            one.step.mapped.statute or "",
+            end_of(
+                clock_of(one.step.mapped), session.scalar(last_anchor(one.step), params), periods
+            ),
+        )
+        for one in planned
+        if one.rows and one.step.outcome is Outcome.RETAINED
+    )
+    tables = tuple(mapped.name for mapped in data_map.of_people)
+    return ErasurePlan(mode, tuple(planned), retained, digest(planned), tables, params)
+
+
+def _of_what_stays(
+    session: Session, planned: Planned, ends: Sequence[Step], params: Params
+) -> Planned:
+    """Have a shared row that goes not be redacted, too."""
+    step = planned.step
+    gone = [one.rows for one in ends if (one.mapped, one.outcome) == (step.mapped, Outcome.DELETED)]
+    if step.outcome is not Outcome.REDACTED or not planned.rows or not gone:
+        return planned
+    rows = and_(step.rows, not_(gone[0]))
+    return look(session, Step(step.mapped, step.outcome, rows), params)
+
+
+def _retained(session: Session, planned: Planned, periods: Periods, params: Params) -> Retained:
+    mapped = planned.step.mapped
+    last = session.scalar(last_anchor(planned.step), params)
+    until = end_of(clock_of(mapped), last, periods)
+    return Retained(mapped.name, planned.rows, mapped.statute or "", until)
 
 
 def carry_out_erasure(
     session: Session,
     data_map: DataMap,
     plan: ErasurePlan,
-    subjects: ColumnElement[bool],
+    subjects: Subjects,
     now: datetime,
 ) -> None:
     """
     Carry out *plan* in the session's transaction.
 
     Raises:
-        IncompleteErasureError: A row still leads to the person; the caller must roll back.
+        ConstraintError: As `carry_out`; the caller must roll back.
+        IncompleteErasureError: A row still speaks of the person; the caller must roll back.
     """
     session.flush()
-    people = list(session.scalars(select(data_map.subject.key).where(subjects)))
-    carry_out(session, data_map, plan.steps, now)
+    program = program_of(data_map, subjects, plan.mode)
+    params = {**plan.params, PEOPLE_PARAM: _keys_of_people(session, data_map, subjects)}
+    # Where nothing is to be done, nothing is: a table costs a statement only if it holds a row.
+    expected = {one.step: one.rows for one in plan.steps if one.rows}
+    carry_out(session, data_map, expected, now, params, expected)
     session.expire_all()
-    for mapped in data_map.of_people:
-        left = Step(mapped, Outcome.DELETED, rows_of(mapped, data_map.subject.key.in_(people)))
-        expected = (
-            len(people) if mapped is data_map.subject and plan.mode is EraseMode.ANONYMIZE else 0
-        )
-        if left.count(session) != expected:
-            raise IncompleteErasureError(f"rows of {mapped.name} still lead to the person")
+    if program.left is not None:
+        left = session.execute(program.left, params).one()
+        for name, rows in zip(program.left_in, left, strict=True):
+            if rows:
+                raise IncompleteErasureError(f"rows of {name} still lead to the person")
 
 
-def rows_of(mapped: MappedTable, subjects: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return the predicate for the rows of *mapped* that belong to *subjects*."""
-    root = mapped
-    while root.parent is not None:
-        root = root.parent
-    return hanging_from(mapped, root, subjects)
-
-
-def _steps(
-    data_map: DataMap,
-    subjects: ColumnElement[bool],
-    mode: EraseMode,
-    periods: Periods,
-    now: datetime,
-) -> list[Step]:
-    steps = []
-    for mapped in data_map.children_first:
-        rows = rows_of(mapped, subjects)
-        gone = mode is EraseMode.DELETE or mapped.rule.always_delete
-        outcome = Outcome.DELETED if gone else Outcome.ANONYMIZED
-        if mapped.statute is not None:
-            clock = _clock(mapped)
-            due = is_due(clock, periods[_data_type(clock)].cutoff(now))
-            kept = or_(not_(due), anchor_of(clock).is_(None))
-            steps.append(Step(mapped, Outcome.RETAINED, rows & hanging_from(mapped, clock, kept)))
-            rows &= hanging_from(mapped, clock, due)
-        steps.append(Step(mapped, outcome, rows))
-    return steps
-
-
-def _clock(mapped: MappedTable) -> MappedTable:
-    if mapped.clock is None:
-        raise ValueError(f"{mapped.name} is kept by a law without a retention period")
-    return mapped.clock
-
-
-def _data_type(clock: MappedTable) -> str:
-    if clock.rule.retention is None:
-        raise ValueError(f"{clock.name} has no clock of its own")
-    return clock.rule.retention.data_type
-
-
-def is_due(clock: MappedTable, cutoff: datetime) -> ColumnElement[bool]:
-    """
-    Return the predicate for rows of *clock* whose anchor has reached *cutoff*.
-
-    A row without an anchor is never due. A date counts from its end, so that nothing that
-    happened on that day leaves early.
-    """
-    anchor = anchor_of(clock)
-    return anchor < cutoff.date() if isinstance(anchor.type, Date) else anchor <= cutoff
-
-
-def anchor_of(clock: MappedTable) -> Column[Any]:
-    """Return the column from which the rows of *clock* are counted."""
-    if clock.rule.retention is None:
-        raise ValueError(f"{clock.name} has no clock of its own")
-    return clock.table.c[clock.rule.retention.anchor]
-
-
-def _until(session: Session, step: Step, periods: Periods) -> date | datetime | None:
-    """Return when the last of these rows may go."""
-    clock = _clock(step.mapped)
-    statement = select(func.max(anchor_of(clock))).select_from(step.mapped.table)
-    if step.mapped is not clock and step.mapped.link is not None:
-        statement = statement.join(clock.table, step.mapped.link == clock.key)
-    last: date | datetime | None = session.scalar(statement.where(step.rows))
-    if last is None:
-        return None
-    if not isinstance(last, datetime):
-        last += timedelta(days=1)
-    return periods[_data_type(clock)].end(last)
+def _keys_of_people(session: Session, data_map: DataMap, subjects: Subjects) -> list[Any]:
+    if subjects.rows is None:
+        return []
+    if KEY_PARAM in subjects.params:
+        return [subjects.params[KEY_PARAM]]
+    return list(session.scalars(select(data_map.subject.key).where(subjects.rows)))

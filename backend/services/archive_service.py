@@ -195,7 +195,7 @@ def _open_sample(built: Engine) -> None:
     """Open the newest encrypted values of every table of people."""
     with session_scope(built, read_only=True) as session:
         for mapped in DATA_MAP.of_people:
-            newest = select(*mapped.table.columns).order_by(mapped.key.desc())
+            newest = select(*mapped.table.columns).order_by(*(key.desc() for key in mapped.keys))
             session.execute(newest.limit(_SAMPLE_ROWS)).all()
 
 

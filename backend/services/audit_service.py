@@ -52,14 +52,15 @@ class AuditService:
         actor: Actor,
         *,
         outcome: str = "done",
-        subject: UUID | None = None,
+        subject: UUID | str | None = None,
         **detail: object,
     ) -> None:
         """
         Add one event.
 
         Args:
-            subject: `uid` of the person concerned; only its keyed reference is stored.
+            subject: `uid` of the person concerned, of which only a keyed reference is stored, or
+                that reference.
             detail: Counts and ids, never personal data.
         """
         session.add(
@@ -68,7 +69,9 @@ class AuditService:
                 action=action,
                 outcome=outcome,
                 actor_ref=actor.ref(session),
-                subject_ref=subject and reference_to(session, subject),
+                subject_ref=reference_to(session, subject)
+                if isinstance(subject, UUID)
+                else subject,
                 request_id=actor.request_id,
                 detail=orjson.dumps(detail, default=str).decode() if detail else None,
             )

@@ -1,65 +1,42 @@
 """What a person may ask for: everything that is held about them, and its erasure."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
 from functools import lru_cache
+from time import monotonic
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
+import orjson
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.crypto.files import Lock, PassphraseLock, Sealer
-from backend.db_utils import empty_wal_after_commit, snapshot_scope
-from backend.errors import (
-    ForbiddenError,
-    RefusedError,
-    StalePlanError,
-)
-from backend.models import DATA_MAP, LedgerKind, User
+from backend.db_utils import session_scope, snapshot_scope
+from backend.errors import ForbiddenError, RefusedError, SubjectNotFoundError
+from backend.models import DATA_MAP, AuditEvent, User
 from backend.privacy import archives
-from backend.privacy.erase import (
-    EraseMode,
-    ErasurePlan,
-    carry_out_erasure,
-    plan_erasure,
-)
-from backend.privacy.export import (
-    ExportContainer,
-    ExportFormat,
-    ExportRequest,
-    export,
-    notice,
-)
-from backend.privacy.imports import Imported, import_rows
+from backend.privacy.declarations import EraseMode
+from backend.privacy.export import ExportContainer, ExportFormat, export
+from backend.privacy.export_request import ExportRequest
+from backend.privacy.import_plan import Imported
+from backend.privacy.imports import import_rows
+from backend.privacy.notice import Terms
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.consent_service import ConsentRecord, get_consent_service
 from backend.services.encryption_service import get_encryption_service
-from backend.services.ledger_service import get_ledger_service
+from backend.services.erasure_service import Erasure, get_erasure_service
+from backend.services.hold_service import get_hold_service
+from backend.services.reference_service import reference_to
 from backend.services.retention_service import get_retention_service
-from backend.services.subject_service import get_subject_service
+from backend.services.subject_service import Subject, Who, get_subject_service
 from backend.settings import get_settings
 
 PASSPHRASE_MIN = 12
-_RIGHTS = (
-    "You may have this data corrected, erased, restricted or handed over, you may object to its "
-    "use and withdraw a consent at any time, and you may complain to a data protection authority. "
-    "No decision about you is made by automated means alone."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Erasure:
-    """An erasure, done or planned."""
-
-    erasure_id: UUID
-    dry_run: bool
-    plan: ErasurePlan
-    backup_expires_at: datetime = field(
-        default_factory=lambda: (
-            datetime.now(UTC) + timedelta(days=get_settings().backup_max_age_days)
-        )
-    )
+# How often a download makes sure that its person has not been erased since it began.
+_STILL_THERE_SECONDS = 1.0
+_REQUESTS = ("export", "import", "erasure", "erasure_queued")
 
 
 class ComplianceService:
@@ -71,13 +48,13 @@ class ComplianceService:
         self,
         session: Session,
         actor: Actor,
-        user_id: int,
+        who: int | Who,
         format_: ExportFormat,
         *,
         encrypt: bool = False,
         passphrase: str | None = None,
         container: ExportContainer = ExportContainer.HOLDFAST,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """
         Return the export as a stream; the audit row is written before the first byte.
 
@@ -87,20 +64,21 @@ class ComplianceService:
             container: `zip` locks the members of a zip with the passphrase, for 7-Zip and alike.
 
         Raises:
-            SubjectNotFoundError: Nobody has this id.
+            SubjectNotFoundError: Nobody is named so.
             RefusedError: The passphrase is too short or without `encrypt`, or the container does
                 not fit format, encryption or passphrase.
         """
         _require_fitting_lock(format_, encrypt, passphrase, container)
-        user = get_subject_service().require(session, user_id)
+        named = Who(who) if isinstance(who, int) else who
+        subject = get_subject_service().find(session, named)
         now = datetime.now(UTC)
         get_audit_service().record(
-            session, "export", actor, subject=user.uid, format=format_, encrypted=encrypt,
+            session, "export", actor, subject=subject.ref, format=format_, encrypted=encrypt,
             **({"container": container} if container is ExportContainer.ZIP else {}),
         )  # fmt: skip
         if container is ExportContainer.ZIP:
-            return self._export_chunks(user_id, format_, now, zip_passphrase=passphrase)
-        chunks = self._export_chunks(user_id, format_, now)
+            return self._export_chunks(subject, format_, now, zip_passphrase=passphrase)
+        chunks = self._export_chunks(subject, format_, now)
         if not encrypt:
             return chunks
         lock: Lock = (
@@ -109,34 +87,71 @@ class ComplianceService:
             else PassphraseLock(passphrase)
         )
         meta = {"kind": "export", "format": format_.value}
-        return Sealer(meta, [lock], now=now).seal(chunks)
+        return _sealed(Sealer(meta, [lock], now=now), chunks)
 
     def _export_chunks(
         self,
-        user_id: int,
+        subject: Subject,
         format_: ExportFormat,
         now: datetime,
         *,
         zip_passphrase: str | None = None,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """Read in a transaction of its own: the request's has ended when the stream begins."""
         with snapshot_scope() as session:
-            consent = get_consent_service().of(session, user_id)
-            request = ExportRequest(user_id, now, _consent_document(consent), self._notice(session))
-            yield from export(session, DATA_MAP, request, format_, zip_passphrase)
+            number = subject.number
+            consent = None if number is None else get_consent_service().of(session, number)
+            request = ExportRequest(
+                subject={"user_id": number},
+                subjects=subject.rows,
+                generated_at=now,
+                consents=_consent_document(consent),
+                requests=self._requests(session, subject),
+                terms=self._terms(session, number),
+            )
+            checked = monotonic()
+            with closing(export(session, DATA_MAP, request, format_, zip_passphrase)) as chunks:
+                for chunk in chunks:
+                    yield chunk
+                    if monotonic() - checked > _STILL_THERE_SECONDS:
+                        self._refuse_if_erased_meanwhile(subject)
+                        checked = monotonic()
 
-    def _notice(self, session: Session) -> dict[str, Any]:
+    def _refuse_if_erased_meanwhile(self, subject: Subject) -> None:
+        """
+        End a download whose person was erased since it began.
+
+        Raises:
+            SubjectErasedError: They were; what was sent is no whole file.
+            SubjectNotFoundError: As above, and nothing is left of them.
+        """
+        with session_scope(read_only=True) as session:
+            if subject.number is not None:
+                get_subject_service().require(session, subject.number)
+            elif not any(get_subject_service().mentions(session, subject)):
+                raise SubjectNotFoundError("nobody is named so any more")
+
+    def _requests(self, session: Session, subject: Subject) -> list[dict[str, Any]]:
+        """What was asked about the person and done with their data, from the audit trail."""
+        statement = (
+            select(AuditEvent.at, AuditEvent.action, AuditEvent.outcome)
+            .where(AuditEvent.subject_ref == subject.ref, AuditEvent.action.in_(_REQUESTS))
+            .order_by(AuditEvent.at, AuditEvent.id)
+        )
+        return [dict(row) for row in session.execute(statement).mappings()]
+
+    def _terms(self, session: Session, user_id: int | None) -> Terms:
         settings = get_settings()
-        periods = get_retention_service().periods(session)
-        return {
-            "controller": {
-                "name": settings.controller_name,
-                "contact": settings.controller_contact,
-            },
-            "rights": _RIGHTS,
-            "backups_expire_after_days": settings.backup_max_age_days,
-            "tables": notice(DATA_MAP, periods),
-        }
+        policies = get_retention_service().policies(session)
+        holds = [] if user_id is None else get_hold_service().on_person(session, user_id)
+        return Terms(
+            controller=settings.controller_name,
+            contact=settings.controller_contact,
+            backups_expire_after_days=settings.backup_max_age_days,
+            periods={policy.data_type: policy.period for policy in policies},
+            by_hand=frozenset(policy.data_type for policy in policies if not policy.enabled),
+            held=frozenset(hold.data_type for hold in holds),
+        )
 
     def import_(
         self,
@@ -150,25 +165,44 @@ class ComplianceService:
         """
         Bring rows of an export back to their person; see `backend.privacy.imports`.
 
+        The trail says who came back as whom, so that the same export is known the next time.
+
         Raises:
             ForbiddenError: The export is another person's than *user_id*.
             HoldfastError: As `import_rows`.
         """
         subject = document.get("subject")
         claimed = subject.get("user_id") if isinstance(subject, dict) else None
-        if user_id is not None and claimed != user_id:
+        # One that is nobody's is refused for that.
+        if user_id is not None and claimed not in (user_id, None):
             raise ForbiddenError("the export is another person's")
-        with session.begin_nested() as savepoint:
-            found, done = import_rows(session, DATA_MAP, document, dry_run=dry_run)
-            if dry_run:
-                savepoint.rollback()
-        user = session.get(User, found)
+
+        def came_back(exported: UUID, present: UUID) -> bool:
+            return self._came_back(session, exported, present)
+
+        done = import_rows(session, DATA_MAP, document, came_back=came_back, dry_run=dry_run)
+        user = session.get(User, done.subject_id)
+        was = {"was": reference_to(session, done.exported_uid)} if done.came_back else {}
         get_audit_service().record(
             session, "import", actor, outcome="dry_run" if dry_run else "done",
-            subject=user.uid if user else None,
-            restored=sum(table.restored for table in done.values()),
+            subject=user.uid if user else done.exported_uid,
+            restored=sum(table.restored for table in done.tables.values()), **was,
         )  # fmt: skip
-        return found, done
+        return done.subject_id, done.tables
+
+    def _came_back(self, session: Session, exported: UUID, present: UUID) -> bool:
+        """Say whether an import, or several, made the person *present* of the one *exported*."""
+        wanted = reference_to(session, exported)
+        ref: str | None = reference_to(session, present)
+        while ref is not None and ref != wanted:
+            events = select(AuditEvent.detail).where(
+                AuditEvent.action == "import",
+                AuditEvent.outcome == "done",
+                AuditEvent.subject_ref == ref,
+            )
+            told = (orjson.loads(detail or "{}") for detail in session.scalars(events))
+            ref = next((event["was"] for event in told if "was" in event), None)
+        return ref is not None
 
     # Erasure
 
@@ -176,69 +210,24 @@ class ComplianceService:
         self,
         session: Session,
         actor: Actor,
-        user_id: int,
+        who: int | Who,
         mode: EraseMode,
         *,
         reason: str,
         dry_run: bool,
         plan_digest: str | None = None,
     ) -> Erasure:
-        """
-        Erase a person in the session's transaction, or say what that would do.
-
-        The ledger's object is durable before the first row changes, so that neither a crash nor
-        a restore can bring the person back.
-
-        Args:
-            reason: Kind of request, for the audit trail; it must not name the person.
-            plan_digest: Of a dry run; refused when the plan has changed since.
-
-        Raises:
-            SubjectNotFoundError: Nobody has this id.
-            LegalHoldError: A hold keeps them; names the holds.
-            ConflictError: They are the last admin.
-            StalePlanError: The plan is not the one of the dry run.
-        """
-        user = get_subject_service().require_erasable(session, user_id)
-        plan = self._plan(session, user_id, mode)
-        if plan_digest is not None and plan_digest != plan.digest:
-            raise StalePlanError(
-                "the person's data has changed since the dry run", plan_digest=plan.digest
-            )
-        erasure_id, uid = uuid4(), user.uid
-        if not dry_run:
-            kind = LedgerKind.ERASE if mode is EraseMode.DELETE else LedgerKind.ANONYMIZE
-            entry = get_ledger_service().enter(session, kind, uid, actor, at=datetime.now(UTC))
-            erasure_id = entry.id
-            try:
-                self._carry_out(session, user_id, plan)
-            except BaseException:
-                get_ledger_service().withdraw_object(entry)
-                raise
-            empty_wal_after_commit(session)
-        get_audit_service().record(
-            session, "erasure", actor, outcome="dry_run" if dry_run else "done", subject=uid,
-            mode=mode, erasure=erasure_id, reason=reason,
-        )  # fmt: skip
-        return Erasure(erasure_id, dry_run, plan)
-
-    def erase_again(self, session: Session, user_id: int, mode: EraseMode) -> None:
-        """Erase as the ledger says, in a database that has not seen it yet."""
-        self._carry_out(session, user_id, self._plan(session, user_id, mode))
-
-    def _plan(self, session: Session, user_id: int, mode: EraseMode) -> ErasurePlan:
-        return plan_erasure(
-            session,
-            DATA_MAP,
-            DATA_MAP.subject.key == user_id,
-            mode=mode,
-            periods=get_retention_service().periods(session),
-            now=datetime.now(UTC),
+        """Erase a person, by number or as *who* says; see `ErasureService.erase`."""
+        named = Who(who) if isinstance(who, int) else who
+        return get_erasure_service().erase(
+            session, actor, named, mode, reason=reason, dry_run=dry_run, plan_digest=plan_digest
         )
 
-    def _carry_out(self, session: Session, user_id: int, plan: ErasurePlan) -> None:
-        subjects = DATA_MAP.subject.key == user_id
-        carry_out_erasure(session, DATA_MAP, plan, subjects, datetime.now(UTC))
+
+def _sealed(sealer: Sealer, chunks: Generator[bytes]) -> Generator[bytes]:
+    # Closed with what is made from it: else a caller who hangs up leaves its transaction open.
+    with closing(chunks):
+        yield from sealer.seal(chunks)
 
 
 def _require_fitting_lock(
@@ -264,7 +253,10 @@ def _require_fitting_lock(
         )
 
 
-def _consent_document(record: ConsentRecord) -> dict[str, Any]:
+def _consent_document(record: ConsentRecord | None) -> dict[str, Any]:
+    """Spell the consents as they are exported; nobody asks one who has no account for any."""
+    if record is None:
+        return {"user_id": None, "purposes": {}, "history": []}
     return {
         "user_id": record.user_id,
         "purposes": {

@@ -13,6 +13,7 @@ from backend.errors import ForbiddenError, RefusedError
 from backend.models import DataConsent, LedgerKind
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.ledger_service import get_ledger_service
+from backend.services.reference_service import reference_to
 from backend.services.subject_service import get_subject_service
 from backend.settings import get_settings
 
@@ -89,8 +90,9 @@ class ConsentService:
             recorded_at=now,
         )
         if not granted and last is not None and last.granted:
+            ref = reference_to(session, user.uid)
             entry = get_ledger_service().enter(
-                session, LedgerKind.WITHDRAW_CONSENT, user.uid, actor, at=now, purpose=purpose
+                session, LedgerKind.WITHDRAW_CONSENT, ref, actor, at=now, purpose=purpose
             )
             event.id = entry.id
         session.add(event)

@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 from backend.db_utils import session_scope
 from backend.errors import SubjectNotFoundError
 from backend.models import DATA_MAP, Booking, Invoice, User
-from backend.privacy.erase import EraseMode, rows_of
+from backend.privacy.declarations import EraseMode
 from backend.privacy.export import ExportFormat
 from backend.privacy.periods import Period
+from backend.privacy.walk import rows_of
 from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
@@ -303,7 +304,9 @@ def _row_numbers(session: Session, user_id: int) -> dict[str, list[int]]:
     """Return the numbers of a person's rows, per table."""
     mine = DATA_MAP.subject.key == user_id
     return {
-        mapped.name: list(session.scalars(select(mapped.key).where(rows_of(mapped, mine))))
+        mapped.name: list(
+            session.scalars(select(mapped.key).where(rows_of(DATA_MAP, mapped, mine)))
+        )
         for mapped in DATA_MAP.of_people
     }
 

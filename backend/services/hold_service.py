@@ -1,16 +1,20 @@
 """Legal holds: what must stay, whatever erasure or retention says."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError, NotFoundError, RefusedError, SubjectNotFoundError
 from backend.models import DATA_MAP, HoldScope, LegalHold, User
 from backend.privacy.due import Holds
-from backend.privacy.erase import rows_of
+from backend.privacy.mapped_tables import MappedTable
+from backend.privacy.steps import descendants_first, hanging_from
+from backend.privacy.walk import Subjects, mentioned, owned, reached, rows_of
 from backend.services.audit_service import Actor, get_audit_service
 
 
@@ -115,14 +119,45 @@ class HoldService:
         standing = session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None)))
         return [hold for hold in standing if self._keeps(session, hold, user_id)]
 
+    def on_mentions(self, session: Session, subjects: Subjects) -> list[LegalHold]:
+        """The standing holds that keep others' rows in which the person is named as they are."""
+        standing = session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None))).all()
+        if not standing:
+            return []
+        named = [
+            (mapped, rows)
+            for mapped in DATA_MAP.of_people
+            if (rows := mentioned(DATA_MAP, mapped, subjects)) is not None
+        ]
+        return [
+            hold
+            for hold in standing
+            if any(self._covers(session, hold, one, rows, subjects.params) for one, rows in named)
+        ]
+
+    def _covers(
+        self,
+        session: Session,
+        hold: LegalHold,
+        mapped: MappedTable,
+        rows: ColumnElement[bool],
+        params: Mapping[str, Any],
+    ) -> bool:
+        held = _held_rows(hold, mapped)
+        if held is None:
+            return False
+        statement = select(func.count()).select_from(mapped.table).where(rows, held)
+        return bool(session.scalar(statement, params))
+
     def _keeps(self, session: Session, hold: LegalHold, user_id: int) -> bool:
         if hold.data_type is None:
             return hold.user_id == user_id
         mapped = DATA_MAP.by_data_type[hold.data_type]
-        rows = rows_of(mapped, DATA_MAP.subject.key == user_id)
-        if hold.row_id is not None:
-            rows &= mapped.key == hold.row_id
-        return session.execute(select(mapped.key).where(rows).limit(1)).first() is not None
+        named = true() if hold.row_id is None else mapped.key == hold.row_id
+        return any(
+            session.execute(select(mapped.key).where(rows, named).limit(1)).first()
+            for rows in owned(DATA_MAP, mapped, DATA_MAP.subject.key == user_id)
+        )
 
     def _owner(self, session: Session, data_type: str, row_id: int | None) -> int | None:
         """Return whose row it is; `None` without a row, or when the row's link was cut."""
@@ -139,6 +174,24 @@ class HoldService:
             number = session.scalar(select(mapped.link).where(mapped.key == number))
             mapped = mapped.parent
         return number
+
+
+def _held_rows(hold: LegalHold, mapped: MappedTable) -> ColumnElement[bool] | None:
+    """Return the predicate for rows of *mapped* that *hold* keeps; `None` if it can keep none."""
+    if hold.data_type is None:
+        person = DATA_MAP.subject.key == hold.user_id
+        shared = reached(DATA_MAP, mapped, person)
+        return rows_of(DATA_MAP, mapped, person) if shared is None else shared
+    root = DATA_MAP.by_data_type[hold.data_type]
+    named = true() if hold.row_id is None else root.key == hold.row_id
+    if mapped in descendants_first(DATA_MAP, root):
+        return hanging_from(mapped, root, named)
+    referring = [
+        mapped.key.in_(select(column).where(hanging_from(other, root, named)))
+        for other, column in DATA_MAP.references_to(mapped)
+        if other in descendants_first(DATA_MAP, root)
+    ]
+    return or_(*referring) if referring else None
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ survives the loss of the database. The object is written first, before anything 
 without a row is an act that was cut short, and is finished at the next start.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -23,7 +23,7 @@ from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import Scope
 from backend.errors import BackupDamagedError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
-from backend.privacy.erase import EraseMode
+from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import Actor
 from backend.services.reference_service import reference_to
 from backend.settings import get_settings
@@ -33,7 +33,9 @@ _PREFIX: Final = "ledger-"
 _SUFFIX: Final = ".enc"
 _MAX_OBJECT_BYTES: Final = 4096
 
-EraseSubject = Callable[[Session, int, EraseMode], None]
+MODES: Final = {LedgerKind.ERASE: EraseMode.DELETE, LedgerKind.ANONYMIZE: EraseMode.ANONYMIZE}
+
+EraseAgain = Callable[[Session, Sequence[LedgerEntry], Mapping[str, int]], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,18 @@ class LedgerService:
         self,
         session: Session,
         kind: LedgerKind,
-        subject: UUID,
+        subject_ref: str,
         actor: Actor,
         *,
         at: datetime,
         purpose: str | None = None,
+        identity_refs: Sequence[str] = (),
     ) -> LedgerEntry:
         """
         Write an entry: the object at once and durably, the row with the session's transaction.
+
+        Args:
+            identity_refs: References of the addresses by which others' rows name the person.
 
         Raises:
             UnavailableError: The store cannot be written; then the act must not happen.
@@ -66,10 +72,11 @@ class LedgerService:
         entry = LedgerEntry(
             id=uuid4(),
             kind=kind,
-            subject_ref=reference_to(session, subject),
+            subject_ref=subject_ref,
             purpose=purpose,
             recorded_at=at,
             recorded_by=actor.ref(session),
+            identity_refs=orjson.dumps(identity_refs).decode() if identity_refs else None,
         )
         self._store_object(entry)
         session.add(entry)
@@ -79,7 +86,7 @@ class LedgerService:
         """Take back the object of an act that did not happen."""
         store().delete(_name(entry.id))
 
-    def replay(self, session: Session, erase: EraseSubject) -> Replayed:
+    def replay(self, session: Session, erase: EraseAgain) -> Replayed:
         """
         Apply every entry that lies in the store to the database of *session*; idempotent.
 
@@ -87,7 +94,8 @@ class LedgerService:
         another person may have by now.
 
         Args:
-            erase: Erases one person in the session's transaction.
+            erase: Carries erasures out in the session's transaction, given the numbers of the
+                people who are there, by reference; returns how many acts changed anything.
 
         Raises:
             BackupDamagedError: An entry cannot be read; the promises could not be kept.
@@ -101,12 +109,8 @@ class LedgerService:
             for entry in entries
             if entry.kind is LedgerKind.WITHDRAW_CONSENT and entry.subject_ref in people
         )
-        erasures = 0
-        modes = {LedgerKind.ERASE: EraseMode.DELETE, LedgerKind.ANONYMIZE: EraseMode.ANONYMIZE}
-        for entry in entries:
-            if entry.kind in modes and entry.subject_ref in people:
-                erase(session, people.pop(entry.subject_ref), modes[entry.kind])
-                erasures += 1
+        acts = [entry for entry in entries if entry.kind in MODES]
+        erasures = erase(session, acts, people)
         session.flush()
         return Replayed(erasures, consents)
 
@@ -150,6 +154,7 @@ class LedgerService:
             "purpose": entry.purpose,
             "recorded_at": entry.recorded_at,
             "recorded_by": entry.recorded_by,
+            "identity_refs": entry.identity_refs,
         }
         sealed = keyring.current().cipher(_SCOPE).seal(orjson.dumps(body), name.encode())
         with store().create(name) as file:
@@ -218,6 +223,8 @@ def _read_object(name: str) -> LedgerEntry:
         purpose=body["purpose"],
         recorded_at=datetime.fromisoformat(body["recorded_at"]),
         recorded_by=body["recorded_by"],
+        # Entries of before there were any lack it.
+        identity_refs=body.get("identity_refs"),
     )
     if _name(entry.id) != name:
         raise BackupDamagedError(f"{name} is another entry of the ledger")

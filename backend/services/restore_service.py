@@ -16,16 +16,23 @@ from sqlalchemy import Engine, Integer, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from backend.crypto import keyring
-from backend.db_utils import session_scope, snapshot_scope, writes_paused
+from backend.db_utils import (
+    empty_wal_after_commit,
+    forget_copies,
+    get_engine,
+    session_scope,
+    snapshot_scope,
+    writes_paused,
+)
 from backend.errors import RefusedError
 from backend.models import DATA_MAP, DataConsent, Installation, User
-from backend.privacy.data_map import MappedTable
+from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
 from backend.services.archive_service import exclusive, get_archive_service, live_database
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.column_service import get_column_service
-from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
+from backend.services.erasure_service import get_erasure_service
 from backend.services.ledger_service import Replayed, get_ledger_service
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
@@ -86,6 +93,7 @@ class RestoreService:
             with get_archive_service().rebuilt(database, manifest) as built:
                 # Keys that the backup brought along are not configured: nothing may need them.
                 get_rotation_service().rotate_rows(built, configured)
+                get_rotation_service().index_missing(built)
                 if dry_run:
                     restored = self._prepare(built, backup_id, actor, previous=None)
                 else:
@@ -105,8 +113,19 @@ class RestoreService:
     def recover(self, session: Session) -> Replayed:
         """Finish acts of the ledger that a killed process, or a database restored by other
         means, left undone."""
-        replayed = get_ledger_service().replay(session, get_compliance_service().erase_again)
+        replayed = get_ledger_service().replay(session, get_erasure_service().erase_again)
         get_ledger_service().mirror(session)
+        empty_wal_after_commit(session)
+        return replayed
+
+    def finish_ledger(self) -> Replayed:
+        """`recover` the live database in a transaction of its own, and forget what was erased."""
+        with session_scope() as session:
+            replayed = self.recover(session)
+        if replayed.erasures:
+            tables = [mapped.name for mapped in DATA_MAP.of_people]
+            if left := forget_copies(get_engine(), tables):
+                log.warning("statistics_kept", tables=left)
         return replayed
 
     def _put_in_place(self, built: Engine, backup_id: UUID, actor: Actor) -> Restored:
@@ -140,9 +159,10 @@ class RestoreService:
 
     def _apply_late_entries(self) -> None:
         """Another process may have erased somebody while the swap was prepared."""
-        with session_scope() as session:
-            if get_ledger_service().unfinished(session):
-                self.recover(session)
+        with session_scope(read_only=True) as session:
+            unfinished = get_ledger_service().unfinished(session)
+        if unfinished:
+            self.finish_ledger()
 
     def _carry_over(self, live: Session, restored: Session) -> int:
         """
@@ -150,9 +170,11 @@ class RestoreService:
 
         Only where both are the same installation: on a new machine the backup's are all there is.
         """
-        ours, theirs = (s.scalars(select(Installation.id)).all() for s in (live, restored))
-        if ours != theirs:
+        ours, theirs = (s.scalars(select(Installation)).one() for s in (live, restored))
+        if ours.id != theirs.id:
             return 0
+        # A backup of before the first certificate has no key for them.
+        theirs.signing_key = ours.signing_key
         saved = set(restored.scalars(select(DataConsent.id)))
         there, here = (set(s.scalars(select(User.id))) for s in (restored, live))
         for mapped in DATA_MAP.carried_over:

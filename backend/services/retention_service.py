@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from backend.db_utils import empty_wal_after_commit
 from backend.errors import RefusedError, StalePlanError
 from backend.models import DATA_MAP, DataRetentionLog, RetentionPolicy
+from backend.privacy.declarations import EraseMode
 from backend.privacy.due import RetentionPlan, carry_out_retention, plan_retention
-from backend.privacy.erase import EraseMode
 from backend.privacy.periods import Period
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.hold_service import get_hold_service

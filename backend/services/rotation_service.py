@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Engine,
     Text,
+    bindparam,
     func,
     select,
     type_coerce,
@@ -111,6 +112,21 @@ class RotationService:
                 .where(EncryptionKey.key_id.not_in(configured))
                 .values(disabled_at=datetime.now(UTC))
             )
+
+    def index_missing(self, engine: Engine | None) -> None:
+        """Compute the index terms of rows that are older than their index; may be run again."""
+        for indexed in BLIND_INDEXES:
+            column, source = indexed.index_column, indexed.source
+            key = DATA_MAP[column.table.name].key
+            missing = select(key, source).where(column.is_(None), source.is_not(None))
+            fill = (
+                update(column.table)
+                .where(key == bindparam("row"), column.is_(None))
+                .values({column.name: bindparam("new")})
+            )
+            for rows in batches(engine, missing):
+                terms = [{"row": row, "new": indexed.index.term(value)} for row, value in rows]
+                swap(engine, fill, terms)
 
     def disable(self, key_id: str, actor: Actor) -> None:
         """

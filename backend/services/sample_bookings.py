@@ -146,7 +146,7 @@ def generate_bookings(chance: random.Random, count: int) -> Iterator[Row]:
             "lead_time_days": chance.randint(0, 200),
             "days_in_waiting_list": 0,
             "agent": "240",
-            "company": None,
+            "company": chance.choice((None, None, None, None, None, "40", "67", "223")),
             "adr_minor": chance.randint(4_000, 20_000),
             "parking_spaces": 0,
             "special_request_count": chance.choice((0, 0, 1, 2)),

@@ -38,6 +38,13 @@ _CITIES: Final = ("Lisboa", "Porto", "Madrid", "Lyon", "Bremen", "Leeds")
 _REQUESTS: Final = ("a quiet room", "a high floor", "a cot", "late arrival", "twin beds")
 _OPINIONS: Final = ("Friendly staff.", "The room was small.", "We will come again.", "Too loud.")
 
+# Parents first: a row is inserted after what it refers to.
+_TABLES: Final = (
+    "users", "billing_addresses", "bookings", "companions", "payments", "invoices",
+    "invoice_lines", "feedback",
+)  # fmt: skip
+_BOOKINGS_PER_COMPANION: Final = 4
+
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
 
@@ -52,6 +59,8 @@ class Loaded:
     invoices: int
     invoice_lines: int
     feedback: int
+    companions: int
+    billing_addresses: int
 
 
 class SampleService:
@@ -101,13 +110,11 @@ class _Writer:
         self._session = session
         self._chance = chance
         self._guests = guests
-        self._tables = {
-            name: DATA_MAP[name]
-            for name in ("users", "bookings", "payments", "invoices", "invoice_lines", "feedback")
-        }
+        self._tables = {name: DATA_MAP[name] for name in _TABLES}
         self._first = {name: last_number(session, m.key) + 1 for name, m in self._tables.items()}
         self._count = dict.fromkeys(self._tables, 0)
         self._names: dict[int, str] = {}
+        self._addresses: dict[str, int] = {}
         self._last_stay: dict[int, datetime] = {}
 
     def write(self, stays: Sequence[Row], start: int) -> None:
@@ -119,7 +126,11 @@ class _Writer:
             user = self._first["users"] + guest
             ended = noon(stay["check_out"])
             self._last_stay[user] = max(ended, self._last_stay.get(user, ended))
-            booking = self._add(rows, "bookings", stay | self._booking_extras(position, user, stay))
+            extras = self._booking_extras(position, user, stay)
+            extras["billing_address_id"] = self._billing_address(rows, stay)
+            booking = self._add(rows, "bookings", stay | extras)
+            if stay["adults"] > 1 and position % _BOOKINGS_PER_COMPANION == 0:
+                self._accompany(rows, booking)
             self._charge(rows, booking)
         for name, mapped in self._tables.items():
             if rows[name]:
@@ -176,6 +187,36 @@ class _Writer:
             "ip_address": f"192.0.2.{self._chance.randint(1, 254)}",
             "currency": _CURRENCY,
         }
+
+    def _billing_address(self, rows: dict[str, list[Row]], stay: Row) -> int | None:
+        """Return the address of the company that pays; its guests share it."""
+        company = stay["company"]
+        if company is None:
+            return None
+        if company not in self._addresses:
+            number = self._first["billing_addresses"] + self._count["billing_addresses"]
+            address = {
+                "company": f"Company {company}",
+                "street": f"{self._chance.choice(_STREETS)} {self._chance.randint(1, 120)}",
+                "postcode": f"{self._digits(4)}-{self._digits(3)}",
+                "city": self._chance.choice(_CITIES),
+                "country": "PRT",
+                "contact_name": f"{self._chance.choice(_FIRST)} {self._chance.choice(_LAST)}",
+                "email": f"accounts.{number}@example.com",
+                "created_at": stay["created_at"],
+            }
+            self._addresses[company] = self._add(rows, "billing_addresses", address)["id"]
+        return self._addresses[company]
+
+    def _accompany(self, rows: dict[str, list[Row]], booking: Row) -> None:
+        first, last = self._chance.choice(_FIRST), self._chance.choice(_LAST)
+        companion = {
+            "booking_id": booking["id"],
+            "full_name": f"{first} {last}",
+            "email": f"{first}.{last}.{booking['id']}@example.org".lower(),
+            "created_at": booking["created_at"],
+        }
+        self._add(rows, "companions", companion)
 
     def _charge(self, rows: dict[str, list[Row]], booking: Row) -> None:
         """Add payment, invoice and feedback where the stay took place or was paid for."""

@@ -29,6 +29,7 @@ from backend.errors import HoldfastError
 from backend.models import JobRun, JobStatus
 from backend.services.audit_service import SCHEDULER
 from backend.services.backup_service import get_backup_service
+from backend.services.queue_service import get_queue_service
 from backend.services.retention_service import get_retention_service
 from backend.settings import get_settings
 
@@ -100,6 +101,8 @@ class SchedulerService:
     def _tick_safely(self) -> None:
         try:
             self.tick()
+            # Released holds let theirs run at once; these are of a process that died before.
+            get_queue_service().run()
         except Exception as err:  # noqa: BLE001 - the edge of the thread
             log.error("scheduler_tick_failed", error=type(err).__name__)
 

@@ -19,7 +19,9 @@ from backend.services.backup_service import get_backup_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service, store
+from backend.services.queue_service import get_queue_service
 from backend.services.restore_service import get_restore_service
+from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
 from backend.settings import get_settings
 
@@ -59,6 +61,8 @@ class SetupService:
                     Installation(created_at=datetime.now(UTC), reference_key=new_reference_key())
                 )
             admin = get_auth_service().first_admin(session, COMMAND_LINE)
+        if migrated:
+            get_rotation_service().index_missing(None)
         self.recover()
         return Prepared(migrated, admin)
 
@@ -85,13 +89,16 @@ class SetupService:
         if left:
             log.warning("recovered", removed=left)
         try:
-            with session_scope() as session:
-                if get_ledger_service().unfinished(session):
-                    replayed = get_restore_service().recover(session)
-                    log.warning("ledger_replayed", erasures=replayed.erasures)
+            with session_scope(read_only=True) as session:
+                unfinished = get_ledger_service().unfinished(session)
+            if unfinished:
+                replayed = get_restore_service().finish_ledger()
+                log.warning("ledger_replayed", erasures=replayed.erasures)
         except IntegrityError:
             # Not left by a killed process: another one was at it, and has finished meanwhile.
             log.info("ledger_finished_elsewhere")
+        if erased := get_queue_service().run():
+            log.warning("queue_finished", erasures=erased)
 
     def _look(self) -> None:
         """Refuse what cannot work before anything is made or changed."""

@@ -1,18 +1,69 @@
 """The data subject: finding them, and what stands in the way of erasing them."""
 
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from backend.errors import (
     ConflictError,
     LegalHoldError,
+    RefusedError,
     SubjectErasedError,
     SubjectNotFoundError,
 )
-from backend.models import Role, User
+from backend.models import DATA_MAP, IDENTITY_INDEXES, Role, User
+from backend.privacy.declarations import Identity
+from backend.privacy.walk import Subjects, mentioned
 from backend.services.hold_service import get_hold_service
+from backend.services.reference_service import reference_to, reference_to_address
+
+MAX_ADDRESS_CHARS = 320
+# A database integer of the built-in model.
+MAX_USER_ID = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """How a person is named: by exactly one of number, e-mail address and telephone."""
+
+    user_id: int | None = None
+    email: str | None = field(default=None, repr=False)
+    phone: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> tuple[Identity, str] | None:
+        if self.email is not None:
+            return Identity.EMAIL, self.email
+        return None if self.phone is None else (Identity.PHONE, self.phone)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """
+    One person.
+
+    Attributes:
+        user: Their own row; `None` for somebody who is only named in others' rows.
+        rows: What selects everything that speaks of them.
+        ref: Keyed reference; of the random `uid` where there is one.
+        identity_refs: Keyed references of the addresses by which others' rows name them.
+        ambiguous: What selects rows that name a telephone which others have too: nobody can say
+            whom they speak of.
+    """
+
+    user: User | None
+    rows: Subjects
+    ref: str
+    identity_refs: tuple[str, ...]
+    ambiguous: Subjects | None = None
+
+    @property
+    def number(self) -> int | None:
+        return None if self.user is None else self.user.id
 
 
 class SubjectService:
@@ -20,44 +71,138 @@ class SubjectService:
 
     def require(self, session: Session, user_id: int, *, lock: bool = False) -> User:
         """
-        Return the person, *lock*ed against every other writer of their rows where asked.
+        Return the person's row, *lock*ed against every other writer of their rows where asked.
 
         Raises:
             SubjectNotFoundError: Nobody has this id.
             SubjectErasedError: They were made anonymous.
         """
-        user = session.get(User, user_id, with_for_update=lock or None)
+        # Read anew under the lock: another may have erased them since they were found.
+        user = session.get(User, user_id, with_for_update=lock or None, populate_existing=lock)
         if user is None:
             raise SubjectNotFoundError(f"no person has the id {user_id}")
         if user.anonymized_at is not None:
             raise SubjectErasedError(f"person {user_id} was erased")
         return user
 
-    def require_erasable(self, session: Session, user_id: int) -> User:
+    def find(self, session: Session, who: Who) -> Subject:
         """
-        Return the person, locked until the transaction ends.
+        Find the person, also one whom only other people's rows name.
+
+        Raises:
+            RefusedError: *who* names the person in no way, or in more than one.
+            SubjectNotFoundError: Nobody is named so.
+            SubjectErasedError: They were made anonymous.
+            ConflictError: Several people have this telephone; gives their ids.
+        """
+        if [who.user_id, who.email, who.phone].count(None) != 2:  # noqa: PLR2004 - all but one
+            raise RefusedError("name the person by one of user_id, email and phone")
+        if who.user_id is not None:
+            return self._of(session, self.require(session, who.user_id))
+        (identity, address) = who.address or (Identity.EMAIL, "")
+        # In its compatible form: a copied number has spaces that do not break.
+        readable = unicodedata.normalize("NFKC", address).isprintable()
+        if len(address) > MAX_ADDRESS_CHARS or not readable or not address.strip():
+            raise RefusedError(f"this is no {identity} that anybody could have")
+        terms = IDENTITY_INDEXES[identity].terms(address)
+        column = DATA_MAP.subject.identities[identity]
+        people = session.scalars(select(User).where(column.in_(terms)).order_by(User.id)).all()
+        if len(people) > 1:
+            raise ConflictError(
+                "several people have this telephone: name the person by user_id",
+                user_ids=[user.id for user in people],
+            )
+        if people:
+            return self._of(session, people[0])
+        ref = reference_to_address(session, identity, address)
+        subject = Subject(None, Subjects.one(DATA_MAP, None, {identity: terms}), ref, (ref,))
+        if not any(self.mentions(session, subject)):
+            raise SubjectNotFoundError(f"nobody here has this {identity}")
+        return subject
+
+    def mentions(self, session: Session, subject: Subject) -> Iterator[str]:
+        """Yield the tables in which somebody else's row names the person."""
+        return self._naming(session, subject.rows)
+
+    def doubtful(self, session: Session, subject: Subject) -> Iterator[str]:
+        """Yield the tables in which a row may name the person, or others with their telephone."""
+        return iter(()) if subject.ambiguous is None else self._naming(session, subject.ambiguous)
+
+    def _naming(self, session: Session, subjects: Subjects) -> Iterator[str]:
+        for mapped in DATA_MAP.of_people:
+            rows = mentioned(DATA_MAP, mapped, subjects)
+            if rows is None:
+                continue
+            # A count: LIMIT 1 would have PostgreSQL read the table where there is none.
+            statement = select(func.count()).select_from(mapped.table).where(rows)
+            if session.scalar(statement, subjects.params):
+                yield mapped.name
+
+    def find_erasable(self, session: Session, who: Who) -> Subject:
+        """
+        Find the person, lock what speaks of them until the transaction ends, refuse who must stay.
 
         Locked before anything is planned: a row that is being written for them is waited for, and
         of two erasures the second finds nobody.
 
         Raises:
-            SubjectNotFoundError: Nobody has this id.
+            RefusedError, ConflictError: As `find`; or they are the last admin.
+            SubjectNotFoundError: Nobody is named so.
             SubjectErasedError: They were made anonymous.
-            LegalHoldError: A hold keeps them; names the holds.
-            ConflictError: They are the last admin.
+            LegalHoldError: A hold keeps them, or a row that names them; gives the holds.
         """
-        self._refuse_last_admin(session, self.require(session, user_id))
-        user = self.require(session, user_id, lock=True)
-        self._refuse_held(session, user_id)
-        return user
-
-    def _refuse_held(self, session: Session, user_id: int) -> None:
-        holds = get_hold_service().on_person(session, user_id)
+        subject = self.find(session, who)
+        if subject.user is None:
+            self._lock_mentions(session, subject)
+        else:
+            self._refuse_last_admin(session, subject.user)
+            # Their addresses anew: another may have changed them meanwhile.
+            subject = self._of(session, self.require(session, subject.user.id, lock=True))
+        holds = get_hold_service().on_mentions(session, subject.rows)
+        if subject.number is not None:
+            holds += get_hold_service().on_person(session, subject.number)
         if holds:
             raise LegalHoldError(
-                f"person {user_id} is under a legal hold (GDPR art. 17(3)(e))",
-                holds=[str(hold.id) for hold in holds],
+                "the person, or a row that names them, is under a legal hold (GDPR art. 17(3)(e))",
+                holds=sorted({str(hold.id) for hold in holds}),
             )
+        return subject
+
+    def _lock_mentions(self, session: Session, subject: Subject) -> None:
+        """
+        Lock the rows that name somebody who has none of their own.
+
+        Raises:
+            SubjectNotFoundError: Another has redacted them meanwhile.
+        """
+        locked = 0
+        for mapped in DATA_MAP.of_people:
+            if (rows := mentioned(DATA_MAP, mapped, subject.rows)) is not None:
+                keys = select(*mapped.keys).where(rows).order_by(*mapped.keys).with_for_update()
+                locked += len(session.execute(keys, subject.rows.params).all())
+        if not locked:
+            raise SubjectNotFoundError("nobody is named so any more")
+
+    def _of(self, session: Session, user: User) -> Subject:
+        addresses = {Identity.EMAIL: user.email, Identity.PHONE: user.phone}
+        known = {identity: text for identity, text in addresses.items() if text}
+        terms = {identity: IDENTITY_INDEXES[identity].terms(text)
+                 for identity, text in known.items()}  # fmt: skip
+        ambiguous = None
+        phones = terms.get(Identity.PHONE)
+        if phones and self._have_others(session, user, phones):
+            ambiguous = Subjects.one(DATA_MAP, None, {Identity.PHONE: terms.pop(Identity.PHONE)})
+        return Subject(
+            user,
+            Subjects.one(DATA_MAP, user.id, terms),
+            reference_to(session, user.uid),
+            tuple(reference_to_address(session, each, known[each]) for each in terms),
+            ambiguous,
+        )
+
+    def _have_others(self, session: Session, user: User, phones: list[str]) -> bool:
+        others = select(User.id).where(User.phone_index.in_(phones), User.id != user.id)
+        return session.scalar(others.limit(1)) is not None
 
     def _refuse_last_admin(self, session: Session, user: User) -> None:
         if user.role is Role.ADMIN and user.is_active:

@@ -15,7 +15,7 @@ from backend.models.people import EMAIL_INDEX
 from main import create_app
 from tests.conftest import PASSWORD, Service, SignIn
 
-JANE, JOE = "jane@example.com", "joe@example.com"
+JANE, JOE, GONE = "jane@example.com", "joe@example.com", "gone@example.com"
 
 
 class Who(Enum):
@@ -34,6 +34,7 @@ class World:
     person: int
     hold: str
     backup: str
+    erasure: str
 
 
 Arguments = Callable[[World], dict[str, Any]]
@@ -71,6 +72,11 @@ TABLE: Final[dict[Route, tuple[Who, Arguments]]] = {
         Who.SELF_OR_ADMIN,
         _json(purpose="marketing", granted=True, evidence="signed form"),
     ),
+    ("POST", "/security/data/find"): (Who.ADMIN, _person()),
+    ("GET", "/security/data/erasures/{erasure_id}"): (Who.ADMIN, _nothing),
+    ("GET", "/security/data/certificate-key"): (Who.ADMIN, _nothing),
+    ("GET", "/security/processing"): (Who.ADMIN, _nothing),
+    ("GET", "/security/processing/page"): (Who.ADMIN, _nothing),
     ("GET", "/security/retention/policies"): (Who.ADMIN, _nothing),
     ("GET", "/security/retention/logs"): (Who.ADMIN, _nothing),
     ("GET", "/security/holds"): (Who.ADMIN, _nothing),
@@ -124,13 +130,15 @@ def routes() -> Iterator[Route]:
 def world(client: TestClient, service: Service, admin: dict[str, str]) -> World:
     person = service.user(JANE)
     service.user(JOE)
+    gone = {"user_id": service.user(GONE), "mode": "delete", "reason": "request"}
+    erased = client.post("/security/data/delete", json=gone, headers=admin).json()
     hold = client.post(
         "/security/holds",
         json={"scope": "data_type", "data_type": "payment", "reason": "claim"},
         headers=admin,
     ).json()["id"]
     backup = client.post("/security/backup/create", headers=admin).json()["id"]
-    return World(person, hold, backup)
+    return World(person, hold, backup, erased["erasure_id"])
 
 
 def ask(client: TestClient, route: Route, world: World, headers: dict[str, str]) -> int:
@@ -139,7 +147,9 @@ def ask(client: TestClient, route: Route, world: World, headers: dict[str, str])
     arguments = TABLE[route][1](world)
     if path == "/static":
         path = "/static/docs.js"
-    path = path.format(user_id=world.person, hold_id=world.hold, backup_id=world.backup)
+    path = path.format(
+        user_id=world.person, hold_id=world.hold, backup_id=world.backup, erasure_id=world.erasure
+    )
     return client.request(method, path, headers=headers, **arguments).status_code
 
 

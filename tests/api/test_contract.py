@@ -96,6 +96,11 @@ def consent(client: TestClient, headers: Headers, user_id: int, **fields: Any) -
     return answer(client, "POST", f"/security/data/consent/{user_id}", headers, fields)
 
 
+def has(found: dict[str, int], **counts: int) -> bool:
+    """Say whether *found* has these counts; more fields are welcome."""
+    return found | counts == found
+
+
 def moment(text: str) -> datetime:
     """A time as the contract writes it: ISO 8601, UTC."""
     found = datetime.fromisoformat(text)
@@ -191,7 +196,7 @@ def test_an_import_brings_an_erased_persons_rows_back(
     body = {"export": document, "user_id": jane, "dry_run": True}
     planned = answer(client, "POST", "/security/data/import", admin, body)
     assert planned["dry_run"] is True
-    assert planned["tables"]["users"] == {"restored": 1, "unchanged": 0, "skipped": 0}
+    assert has(planned["tables"]["users"], restored=1, unchanged=0, skipped=0)
     missing = client.get(f"/security/data/consent/{jane}", headers=admin)
     assert missing.status_code == 404
     done = answer(client, "POST", "/security/data/import", admin, body | {"dry_run": False})
@@ -235,9 +240,9 @@ def test_a_dry_run_says_exactly_what_the_erasure_then_does(
     assert UUID(done["erasure_id"])
     for field in ("plan_digest", "tables", "retained"):
         assert done[field] == planned[field]
-    assert done["tables"]["users"] == {"deleted": 1, "anonymized": 0, "retained": 0}
+    assert has(done["tables"]["users"], deleted=1, anonymized=0, retained=0)
     assert done["tables"]["feedback"]["deleted"] == 2
-    assert done["tables"]["invoices"] == {"deleted": 0, "anonymized": 0, "retained": 1}
+    assert has(done["tables"]["invoices"], deleted=0, anonymized=0, retained=1)
     (kept,) = (row for row in done["retained"] if row["table"] == "invoices")
     assert kept["rows"] == 1
     assert kept["ground"]
@@ -256,7 +261,7 @@ def test_anonymizing_leaves_rows_that_are_about_nobody(
 ) -> None:
     done = delete(client, admin, jane, mode="anonymize")
     assert (done["status"], done["mode"]) == ("complete", "anonymize")
-    assert done["tables"]["users"] == {"deleted": 0, "anonymized": 1, "retained": 0}
+    assert has(done["tables"]["users"], deleted=0, anonymized=1, retained=0)
     gone = client.get(f"/security/data/consent/{jane}", headers=admin)
     assert (gone.status_code, gone.json()["code"]) == (410, "subject_erased")
     with session_scope(read_only=True) as session:

@@ -21,7 +21,14 @@ METHODS: Final = {"get", "put", "post", "delete", "patch"}
 OPEN: Final = {"/auth/token", "/healthz", "/readyz", "/metrics"}
 ANY_SIGNED_IN: Final = {"/auth/me", "/auth/logout"}
 # These name a person or a backup in the body.
-BY_ID: Final = {"/security/data/export", "/security/data/delete", "/security/backup/restore"}
+BY_ID: Final = {
+    "/security/data/find",
+    "/security/data/export",
+    "/security/data/delete",
+    "/security/backup/restore",
+}
+# These find a person by number or address: two may share an address, one may be erased.
+BY_ADDRESS: Final = BY_ID - {"/security/backup/restore"}
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_the_document_is_openapi_3_1(document: Document) -> None:
     assert document["info"]["title"]
     assert document["info"]["version"]
     found = operations(document)
-    assert len(found) >= 27
+    assert len(found) >= 32
     ids = [operation["operationId"] for _, _, operation in found]
     assert len(set(ids)) == len(ids)
     for method, path, operation in found:
@@ -121,6 +128,8 @@ def _errors(path: str, operation: dict[str, Any]) -> Iterator[int]:
         yield 403
     if path in BY_ID or "{" in path:
         yield 404
+    if path in BY_ADDRESS:
+        yield from (409, 410)
     if "requestBody" in operation or operation.get("parameters"):
         yield 422
 
@@ -193,6 +202,36 @@ def test_the_export_documents_each_kind_of_file(document: Document) -> None:
         "application/zip",
         "application/octet-stream",
     }
+
+
+def test_a_person_is_named_in_each_way_wherever_one_may_be_sought(document: Document) -> None:
+    for path in BY_ADDRESS:
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        fields = resolve(document, body["schema"])["properties"]
+        for name in ("email", "phone"):
+            assert "any spelling" in fields[name]["description"], (path, name)
+
+
+def test_no_address_goes_into_a_url(document: Document) -> None:
+    names = {
+        parameter["name"]
+        for _method, _path, operation in operations(document)
+        for parameter in operation.get("parameters", ())
+    }
+    assert "erasure_id" in names
+    assert not {name for name in names if re.search("mail|phone|address|name", name)}
+
+
+def test_an_erasure_documents_its_queue_and_a_certificate_its_file(document: Document) -> None:
+    answers = document["paths"]["/security/data/delete"]["post"]["responses"]
+    queued = resolve(document, answers["202"]["content"]["application/json"]["schema"])
+    assert {"request_id", "status", "queued_at", "holds"} <= set(queued["properties"])
+    done = resolve(document, answers["200"]["content"]["application/json"]["schema"])
+    assert {"not_reached", "backups_expire_at"} <= set(done["properties"])
+    certificate = document["paths"]["/security/data/erasures/{erasure_id}"]["get"]["responses"]
+    assert set(certificate["200"]["content"]) == {"application/json"}
+    # Until the scan has ended.
+    assert set(certificate["409"]["content"]) == {PROBLEM}
 
 
 def test_bodies_refuse_unknown_fields_and_say_so(document: Document) -> None:

@@ -14,7 +14,7 @@ from backend.backup.storage import LocalStore
 from backend.db_utils import session_scope
 from backend.errors import HoldfastError, UnavailableError
 from backend.models import BackupStatus
-from backend.privacy.erase import EraseMode
+from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service

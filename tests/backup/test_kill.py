@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,11 +22,14 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
+from backend.crypto.certificates import verify
 from backend.db_utils import get_engine, make_engine, session_scope, sqlite_path
-from backend.errors import UnavailableError
-from backend.models import BackupRecord, BackupStatus, Booking, User
+from backend.errors import ConflictError, UnavailableError
+from backend.models import BackupRecord, BackupStatus, Booking, ErasureRecord, User
+from backend.services import certificate_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.certificate_service import get_certificate_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
@@ -259,6 +262,42 @@ def test_an_erasure_killed_once_it_was_promised_is_finished_at_the_next_start(
         assert session.scalar(select(func.count()).where(Booking.user_id == 2)) == 1510
     get_setup_service().prepare()
     _assert_gone(2)
+
+
+@pytest.mark.usefixtures("_filled")
+def test_an_erasure_killed_before_its_scan_ended_is_done_and_has_a_certificate_that_says_so(
+    service: Service, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The scan reads all of these; the erasure does not.
+    service.add(*(booking(2, NOW.date(), staff_notes=f"late words {n}") for n in range(900)))
+    assert commands.kill("erase", "3", at=lambda: _erasures() == [False])
+    get_setup_service().prepare()
+    _assert_gone(3)
+    assert _erasures() == [False]
+    with session_scope() as session:
+        (erasure_id,) = session.scalars(select(ErasureRecord.id))
+        with pytest.raises(ConflictError):
+            get_certificate_service().of(session, erasure_id)
+    # An hour later nobody is taken to be at it still.
+    monkeypatch.setattr(certificate_service, "datetime", _HourLater)
+    with session_scope() as session:
+        document = get_certificate_service().of(session, erasure_id)
+        key = get_certificate_service().public_key(session)
+    assert verify(document, key)["scan"] == {"state": "not_finished"}
+    assert _erasures() == [True]
+
+
+def _erasures() -> list[bool]:
+    """Of each erasure that was committed, whether it has a certificate."""
+    with session_scope(read_only=True) as session:
+        return [found is not None for found in session.scalars(select(ErasureRecord.certificate))]
+
+
+class _HourLater(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "_HourLater":
+        later = datetime.now(tz) + timedelta(hours=1)
+        return cls.fromisoformat(later.isoformat())
 
 
 @pytest.mark.usefixtures("_filled_sqlite")

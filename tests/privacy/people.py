@@ -19,8 +19,8 @@ from backend.services.audit_service import Actor
 ADMINISTRATOR = Actor("an administrator", Role.ADMIN)
 # In the default periods of 2555 days, and past them.
 INSIDE, PAST = timedelta(days=100), timedelta(days=3000)
-# Derived from the e-mail by the model.
-_DERIVED = "email_index"
+# Derived from the address by the model.
+_DERIVED = {"email_index", "phone_index"}
 
 Row = dict[str, Any]
 Dump = dict[str, dict[tuple[Any, ...], Row]]
@@ -103,7 +103,7 @@ class _Planter:
         texts = {
             name: self._text(mapped.table.c[name])
             for name in mapped.personal_columns
-            if mapped.table.c[name].type.python_type is str and name not in {*values, _DERIVED}
+            if mapped.table.c[name].type.python_type is str and name not in {*values, *_DERIVED}
         }
         statement = insert(mapped.table).values(**values, **texts).returning(mapped.key)
         key = self._session.execute(statement).scalar_one()
@@ -165,8 +165,10 @@ def plant(letter: str, now: datetime | None = None) -> Person:
 def _plant_stay(planter: _Planter, at: datetime) -> None:
     user_id = planter.person.id
     day = at.date()
+    address_id = planter.row("billing_addresses", created_at=at)
     booking_id = planter.row(
         "bookings",
+        billing_address_id=address_id,
         **{name: value for name, value in _BOOKING.items() if name != "status"},
         user_id=user_id,
         status_date=day,
@@ -174,6 +176,7 @@ def _plant_stay(planter: _Planter, at: datetime) -> None:
         check_out=day,
         created_at=at - timedelta(days=37),
     )
+    planter.row("companions", booking_id=booking_id, created_at=at)
     links = {"user_id": user_id, "booking_id": booking_id}
     planter.row(
         "payments",
@@ -261,10 +264,19 @@ def left_of(texts: set[str], cells: set[str]) -> set[str]:
 def keys_of(raw: Dump, user_id: int) -> Keys:
     """The keys of a person's rows, found through the links as the database holds them."""
     keys: Keys = {"users": {(user_id,)}}
-    for table in ("bookings", "payments", "invoices", "feedback", "data_consents", "legal_holds"):
+    for table in ("bookings", "payments", "invoices", "feedback", "data_consents", "legal_holds",
+                  "queued_erasures"):  # fmt: skip
         keys[table] = {key for key, row in raw[table].items() if row["user_id"] == user_id}
     keys["invoice_lines"] = {
         key for key, row in raw["invoice_lines"].items() if (row["invoice_id"],) in keys["invoices"]
+    }
+    keys["companions"] = {
+        key for key, row in raw["companions"].items() if (row["booking_id"],) in keys["bookings"]
+    }
+    keys["billing_addresses"] = {
+        (address,)
+        for key in keys["bookings"]
+        if (address := raw["bookings"][key]["billing_address_id"]) is not None
     }
     return keys
 

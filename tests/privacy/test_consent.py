@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, LedgerEntry, LedgerKind, User
-from backend.privacy.erase import EraseMode
+from backend.privacy.declarations import EraseMode
 from backend.services import consent_service
 from backend.services.audit_service import Actor
 from backend.services.compliance_service import get_compliance_service

@@ -20,8 +20,8 @@ from backend.errors import (
     TamperedError,
 )
 from backend.models import DATA_MAP, EncryptionKey, LedgerEntry, LedgerKind, User
-from backend.models.people import EMAIL_INDEX
-from backend.privacy.erase import EraseMode
+from backend.models.people import BLIND_INDEXES, EMAIL_INDEX
+from backend.privacy.declarations import EraseMode
 from backend.services import cells, rotation_service
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
@@ -30,6 +30,7 @@ from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.key_use_service import KeyUse, get_key_use_service
 from backend.services.ledger_service import get_ledger_service, store
+from backend.services.reference_service import reference_to
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import Rotated, get_rotation_service
 from backend.services.setup_service import get_setup_service
@@ -88,7 +89,10 @@ def test_everything_moves_to_the_new_key_and_the_old_one_can_go(
     assert done.failed == {}
     assert done.changed["users.email_index"] == 2
     assert done.changed["backups"] == done.changed["ledger"] == 1
-    cells = {n for n in done.changed if n not in {"users.email_index", "backups", "ledger"}}
+    # Telephones, and the addresses of whom others name, are searched too.
+    terms = {f"{one.index_column.table.name}.{one.index_column.name}" for one in BLIND_INDEXES}
+    assert terms <= done.changed.keys()
+    cells = done.changed.keys() - terms - {"backups", "ledger"}
     assert told[-1][0] == told[-1][1] == sum(done.changed[name] for name in cells)
     assert use_of(OLD_ID).total == 0
     assert use_of(NEW_ID).columns.keys() == old.columns.keys()
@@ -233,7 +237,8 @@ def test_the_object_of_an_act_under_way_is_left_to_it(
     ledger = get_ledger_service()
     with Session(get_engine()) as session:
         # Never committed, as if its process were still at it.
-        ledger.enter(session, LedgerKind.ERASE, uuid4(), COMMAND_LINE, at=datetime.now(UTC))
+        ref = reference_to(session, uuid4())
+        ledger.enter(session, LedgerKind.ERASE, ref, COMMAND_LINE, at=datetime.now(UTC))
     configure(monkeypatch, OTHER_KEY, KEY)
     assert "ledger" not in rotate().changed
     assert use_of(OLD_ID).ledger == 1

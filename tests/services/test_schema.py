@@ -59,13 +59,19 @@ def _schema(engine: Engine) -> Schema:
             "columns": columns,
             "order": [*columns],
             "primary key": found.get_pk_constraint(table),
-            "foreign keys": _sorted(found.get_foreign_keys(table)),
+            "foreign keys": _sorted(_named(engine, found.get_foreign_keys(table))),
             "unique": _sorted(found.get_unique_constraints(table)),
             "checks": _sorted(found.get_check_constraints(table)),
             "indexes": _sorted(found.get_indexes(table)),
             "autoincrement": _autoincrement(engine, table),
         }
     return schema
+
+
+def _named(engine: Engine, keys: Any) -> Any:
+    # A column that was added to a table of SQLite has its key beside it, where the inspector
+    # reads no name.
+    return [key | {"name": None} for key in keys] if engine.dialect.name == "sqlite" else keys
 
 
 def _sorted(items: Any) -> list[str]:

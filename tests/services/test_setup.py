@@ -15,6 +15,7 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.ledger_service import get_ledger_service
+from backend.services.reference_service import reference_to
 from backend.services.setup_service import get_setup_service
 from tests.conftest import ADMIN, JWT_SECRET, KEY, OTHER_KEY, PASSWORD, Service, clear_caches
 from tests.privacy.people import dump, plant
@@ -148,7 +149,8 @@ def test_no_key_is_made_where_promises_need_one(
 ) -> None:
     with session_scope() as session:
         now = session.scalars(select(User)).one().created_at
-        get_ledger_service().enter(session, LedgerKind.ERASE, uuid4(), COMMAND_LINE, at=now)
+        ref = reference_to(session, uuid4())
+        get_ledger_service().enter(session, LedgerKind.ERASE, ref, COMMAND_LINE, at=now)
     _move_to_new_machine(sqlite_service, tmp_path, monkeypatch)
     with pytest.raises(ConfigurationError):
         get_setup_service().prepare()

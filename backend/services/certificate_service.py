@@ -1,0 +1,100 @@
+"""Certificates of erasures: signed statements that name nobody and can be checked offline."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.crypto import certificates, signing
+from backend.errors import ConfigurationError, ConflictError, NotFoundError
+from backend.models import ErasureRecord, ErasureStatus, Installation
+from backend.privacy.scan import Scan
+
+# How long a scan may take before its process is taken for dead: reading a table of 10**8 cells.
+SCAN_GIVEN_UP_AFTER: Final = timedelta(hours=1)
+_NOT_FINISHED: Final = "not_finished"
+
+
+class CertificateService:
+    """Issues certificates and says by which key."""
+
+    def public_key(self, session: Session) -> bytes:
+        """The key that certificates of this installation are checked with."""
+        return signing.public_key_of(self._signing_key(session))
+
+    def issue(
+        self,
+        session: Session,
+        record: ErasureRecord,
+        scan: Scan | None,
+        *,
+        sampled: Sequence[str] = (),
+        state: str = _NOT_FINISHED,
+    ) -> ErasureStatus:
+        """
+        Sign what became of an erasure, with what the scan after it found.
+
+        Args:
+            scan: `None` where none was finished; *state* then says why.
+            sampled: Tables of which the scan looked for the values of some rows only.
+        """
+        statement: dict[str, Any] = orjson.loads(record.statement)
+        statement["scan"] = {"state": state} if scan is None else _told(scan, sampled)
+        if state == _NOT_FINISHED if scan is None else not scan.clean:
+            record.status = ErasureStatus.PARTIAL
+        statement["status"] = record.status
+        record.certificate = certificates.issue(statement, self._signing_key(session)).decode()
+        return record.status
+
+    def of(self, session: Session, erasure_id: UUID) -> bytes:
+        """
+        Return the certificate of an erasure.
+
+        Raises:
+            NotFoundError: There was no such erasure.
+            ConflictError: The scan after it has not ended yet.
+        """
+        record = session.get(ErasureRecord, erasure_id)
+        if record is None:
+            raise NotFoundError(f"no erasure has the id {erasure_id}")
+        if record.certificate is None:
+            if datetime.now(UTC) - record.erased_at < SCAN_GIVEN_UP_AFTER:
+                raise ConflictError("the scan after this erasure has not ended yet")
+            self.issue(session, record, None)
+        return (record.certificate or "").encode()
+
+    def _signing_key(self, session: Session) -> bytes:
+        """Return the installation's own key; it is made when the first certificate needs it."""
+        installation = session.scalar(select(Installation).with_for_update())
+        if installation is None:
+            raise ConfigurationError("the database was not prepared: run `python db_cli.py init`")
+        if installation.signing_key is None:
+            installation.signing_key = signing.new_signing_key()
+        return installation.signing_key
+
+
+def _told(scan: Scan, sampled: Sequence[str]) -> dict[str, Any]:
+    return {
+        "state": "clean" if scan.clean else "found" if scan.found else "partial",
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tables": scan.tables,
+        "cells": scan.cells,
+        "found": [{"table": f.table, "column": f.column, "cells": f.cells} for f in scan.found],
+        "own_values_of_others": scan.namesakes,
+        "unread": [
+            {"table": u.table, "column": u.column, "cells": u.cells, "why": u.why}
+            for u in scan.unread
+        ],
+        "values_too_short_to_look_for": scan.skipped_words,
+        "sampled": list(sampled),
+    }
+
+
+@lru_cache(maxsize=1)
+def get_certificate_service() -> CertificateService:
+    return CertificateService()
