@@ -15,19 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 import db_cli
-from backend.crypto import keyring
-from backend.db_utils import dispose_engine, session_scope
+from backend import db_utils
+from backend.crypto import bearer, keyring, passwords
+from backend.db_utils import session_scope
 from backend.models import Role, User
+from backend.models.people import EMAIL_INDEX
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service
+from backend.services.auth_service import get_auth_service, token_lifetime
 from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
 from main import create_app
@@ -66,6 +70,12 @@ def _nothing_secret_is_logged() -> Iterator[None]:
     assert found == [], "a key, token or plaintext was logged"
 
 
+@lru_cache(maxsize=1)
+def _password_hash() -> str:
+    """Hash `PASSWORD` once: it is made to be slow, and hundreds of tests have accounts."""
+    return passwords.hash_password(PASSWORD)
+
+
 @dataclass(frozen=True)
 class Service:
     """One prepared installation: its folder and database, with the environment set for it."""
@@ -76,10 +86,12 @@ class Service:
 
     def user(self, email: str, role: Role = Role.USER, **columns: Any) -> int:
         """Create an account with `PASSWORD` and return its id."""
+        now = datetime.now(UTC)
+        values = {"created_at": now, "last_activity_at": now} | columns
         with session_scope() as session:
-            user = get_auth_service().create_user(session, email, PASSWORD, COMMAND_LINE, role)
-            for name, value in columns.items():
-                setattr(user, name, value)
+            user = User(email=email, password_hash=_password_hash(), role=role, **values)
+            session.add(user)
+            session.flush()
             return user.id
 
     def add(self, *rows: object) -> None:
@@ -89,8 +101,14 @@ class Service:
 
 
 def clear_caches() -> None:
-    """Forget settings, connections and keys, as a new process would."""
-    dispose_engine()
+    """
+    Forget settings, connections and keys, as a new process would.
+
+    Engines stay, without connections: what they know is how statements read in SQL, and finding
+    that out again for every test would take longer than the tests.
+    """
+    for engine in db_utils._engines.values():
+        engine.dispose()
     get_settings.cache_clear()
     keyring._installed.clear()
 
@@ -233,12 +251,17 @@ def _wait_for(server: PostgresServer) -> None:
 
 
 @pytest.fixture
-def sqlite_service(
-    sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Service:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installation's folder: empty, and the same for all, so that engines know their file."""
+    folder = tmp_path_factory.getbasetemp() / "installation" / "data"
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def sqlite_service(sqlite_template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
     """A prepared installation on SQLite, for what SQLite alone promises."""
-    folder = tmp_path / "data"
-    folder.mkdir(mode=0o700)
     shutil.copy(sqlite_template, folder / "holdfast.db")
     (folder / "holdfast.db").chmod(0o600)
     set_environment(monkeypatch, folder, None)
@@ -248,28 +271,30 @@ def sqlite_service(
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def service(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Service]:
     """A prepared installation, on each engine in turn."""
     if request.param == "sqlite":
         yield request.getfixturevalue("sqlite_service")
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    name = f"test_{os.urandom(6).hex()}"
-    server.run(f"CREATE DATABASE {name} TEMPLATE template_holdfast")
-    folder = tmp_path / "data"
-    folder.mkdir(mode=0o700)
+    name = "test_holdfast"
+    server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    server.run(f"CREATE DATABASE {name} TEMPLATE template_holdfast STRATEGY file_copy")
     set_environment(monkeypatch, folder, server.url(name))
     get_setup_service().open()
     yield Service(folder, "postgresql", server.url(name))
     clear_caches()
-    server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+# Built once: its routes are worked out at the first request.
+_app = lru_cache(maxsize=1)(create_app)
 
 
 @pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
     """The HTTP service on each engine; what goes wrong inside is answered, not raised."""
-    with TestClient(create_app(), raise_server_exceptions=False) as client:
+    with TestClient(_app(), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -308,14 +333,17 @@ SignIn = Callable[[str], dict[str, str]]
 
 
 @pytest.fixture
-def sign_in(client: TestClient) -> SignIn:
-    """Sign in with `PASSWORD` and return the header that carries the token."""
+def sign_in(service: Service) -> SignIn:
+    """Return the header with a token of the account, as signing in gives it, without the wait."""
 
     def header(email: str) -> dict[str, str]:
-        form = {"username": email, "password": PASSWORD}
-        answer = client.post("/auth/token", data=form)
-        assert answer.status_code == 200, answer.text
-        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        with session_scope(read_only=True) as session:
+            found = select(User.id).where(User.email_index.in_(EMAIL_INDEX.terms(email)))
+            user_id = session.scalars(found).one()
+        now, secret = datetime.now(UTC), get_auth_service().find_secret()
+        assert secret is not None
+        token = bearer.issue(user_id, secret=secret, lifetime=token_lifetime(), now=now)
+        return {"Authorization": f"Bearer {token}"}
 
     return header
 

@@ -158,7 +158,7 @@ def test_an_erasure_that_cannot_be_as_asked_changes_nothing(
         assert is_refused(answer), (arguments, answer.code, answer.err)
         assert without(dump(), {}, "audit_events") == before, arguments
     assert taken.read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "taken", "dangling"}
+    assert {path.name for path in tmp_path.iterdir()} == {"taken", "dangling"}
 
 
 def test_a_number_that_nobody_can_have_is_refused(run: Run, service: Service) -> None:

@@ -75,6 +75,7 @@ TABLE: Final[dict[Route, tuple[Who, Arguments]]] = {
     ("POST", "/security/data/find"): (Who.ADMIN, _person()),
     ("GET", "/security/data/erasures/{erasure_id}"): (Who.ADMIN, _nothing),
     ("GET", "/security/data/certificate-key"): (Who.ADMIN, _nothing),
+    ("GET", "/security/data/export/schema"): (Who.SIGNED_IN, _nothing),
     ("GET", "/security/processing"): (Who.ADMIN, _nothing),
     ("GET", "/security/processing/page"): (Who.ADMIN, _nothing),
     ("GET", "/security/retention/policies"): (Who.ADMIN, _nothing),

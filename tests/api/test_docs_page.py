@@ -253,10 +253,12 @@ def test_the_page_of_an_export_shows_every_value_that_is_held(page: Page, export
     headings = page.locator("h2").all_inner_texts()
     assert sum(map(len, data.values())) > len(data)
     for name, rows in data.items():
-        assert f"{name.replace('_', ' ').capitalize()} ({len(rows)})" in headings
+        heading = f"{name.replace('_', ' ').capitalize()} ({len(rows)})"
+        assert (heading in headings) == bool(rows)
         for row in rows:
             cells = {_named(name): _told(cell) for name, cell in row.items() if cell is not None}
-            assert cells in shown
+            # Cells that were left out are shown as that, beside these.
+            assert any(cells.items() <= table.items() for table in shown)
 
 
 def test_html_in_a_value_is_shown_as_text_and_does_not_run(
@@ -271,5 +273,6 @@ def test_html_in_a_value_is_shown_as_text_and_does_not_run(
     assert page.evaluate("() => window.ran") is None
     assert (seen.requests, seen.complaints) == ([address], [])
     # Here scripts do run: were the value not escaped, the lines above would notice.
+    page.goto("about:blank")
     page.set_content(f"<p>{_SCRIPT}")
     assert page.evaluate("() => window.ran") is True

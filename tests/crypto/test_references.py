@@ -11,9 +11,11 @@ from sqlalchemy import select, text
 from backend.crypto.references import new_reference_key, reference
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, Installation, User
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
 from backend.services.reference_service import reference_to
 from backend.services.setup_service import get_setup_service
-from tests.conftest import Service
+from tests.conftest import PASSWORD, Service
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 JANE = UUID("11111111-2222-4333-8444-555555555555")
@@ -51,8 +53,13 @@ def test_an_installation_has_a_key_of_its_own_which_lies_sealed(sqlite_service: 
 
 
 def test_the_audit_trail_names_people_by_their_reference_only(service: Service) -> None:
-    eve = service.user("eve@example.com")
-    joe = service.user("joe@example.com")
+    with session_scope() as session:
+        eve, joe = (
+            get_auth_service()
+            .create_user(session, f"{name}@example.com", PASSWORD, COMMAND_LINE)
+            .id
+            for name in ("eve", "joe")
+        )
     with session_scope(read_only=True) as session:
         events = session.scalars(
             select(AuditEvent).where(AuditEvent.action == "user_created").order_by(AuditEvent.id)
