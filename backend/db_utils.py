@@ -238,7 +238,18 @@ def snapshot_scope() -> Iterator[Session]:
     with session_scope(read_only=True) as session:
         if session.get_bind().dialect.name == "postgresql":
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        read_to_the_end(session)
         yield session
+
+
+def read_to_the_end(session: Session) -> None:
+    """
+    Have cursors of this transaction planned for all of their rows.
+
+    PostgreSQL plans for the first tenth, and would walk a whole table in the order of its key.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SET LOCAL cursor_tuple_fraction = 1.0"))
 
 
 def read_session() -> Iterator[Session]:
@@ -308,10 +319,10 @@ def _forget_statistics(connection: Connection, name: str) -> None:
         " WHERE a.attrelid = to_regclass(quote_ident(:name))"
         " AND s.tablename = :name AND s.schemaname = current_schema()"
     )
-    for column, kind in connection.execute(columns, {"name": name}).all():
-        connection.exec_driver_sql(
-            f"ALTER TABLE {quote(name)} ALTER COLUMN {quote(column)} TYPE {kind}"
-        )
+    kept = connection.execute(columns, {"name": name}).all()
+    if kept:
+        changes = ", ".join(f"ALTER COLUMN {quote(column)} TYPE {kind}" for column, kind in kept)
+        connection.exec_driver_sql(f"ALTER TABLE {quote(name)} {changes}")
 
 
 def use_write_ahead_log(engine: Engine) -> None:

@@ -215,6 +215,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
         "full_page_writes": "off",
         "synchronous_commit": "off",
         "autovacuum": "off",
+        "jit": "off",
     }
     process = subprocess.Popen(
         [programs / "postgres", "-D", data, *(f"--{name}={o}" for name, o in options.items())],

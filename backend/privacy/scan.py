@@ -167,13 +167,15 @@ def _scan_table(
     if live.schema is not None:
         # Where a policy hides rows from this user, PostgreSQL now raises instead of hiding them.
         session.execute(sql("SET LOCAL row_security = off"))
+    schema = None if live.is_ours else quoted_name(str(live.schema), True)
+    place = table(quoted_name(live.name, True), schema=schema)
+    if session.execute(select(sql("1")).select_from(place).limit(1)).first() is None:
+        return
     # Another schema may have a table of the same name.
     sources = _sources(session, live, mapped if live.is_ours else None)
     if not sources:
         return
     batch = _BATCH_FILES if any(source.is_binary for source in sources) else _BATCH_ROWS
-    schema = None if live.is_ours else quoted_name(str(live.schema), True)
-    place = table(quoted_name(live.name, True), schema=schema)
     statement = select(*(s.expression.label(f"c{n}") for n, s in enumerate(sources)))
     statement = statement.select_from(mapped.table if mapped and live.is_ours else place)
     result = session.execute(statement.execution_options(yield_per=batch))

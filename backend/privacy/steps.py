@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
+from backend.db_utils import read_to_the_end
 from backend.errors import ConflictError, HoldfastError
 from backend.privacy.data_map import DataMap
 from backend.privacy.declarations import OnErase, Personal
@@ -114,6 +115,8 @@ def look(
     if expected != 0:
         many = expected is None or expected > _KEYS_PER_READ
         options = {"yield_per": _KEYS_PER_READ} if many else {}
+        if many:
+            read_to_the_end(session)
         result = session.execute(step.keys, params, execution_options=options)
         for part in result.partitions(_KEYS_PER_READ):
             found += len(part)

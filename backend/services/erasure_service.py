@@ -198,14 +198,13 @@ class ErasureService:
         Args:
             people: The numbers of those who are there, by reference.
         """
-        now, there = datetime.now(UTC), dict(people)
-        done: dict[UUID, Tables] = {}
+        now, there, done = datetime.now(UTC), dict(people), set()
         for entry in entries:
             if (user_id := there.pop(entry.subject_ref, None)) is not None:
                 subject = get_subject_service().find(session, Who(user_id))
                 plan = self._plan(session, subject, MODES[entry.kind])
                 carry_out_erasure(session, DATA_MAP, plan, subject.rows, now)
-                done[entry.id] = plan.counts
+                done.add(entry.id)
                 if session.get(ErasureRecord, entry.id) is None:
                     self._record_again(session, entry, _statement(entry, plan.counts, plan))
         redacted = get_mention_service().redact_again(session, entries, now)
@@ -215,7 +214,7 @@ class ErasureService:
                     name: {Outcome.REDACTED: rows} for name, rows in redacted[entry.id].items()
                 }
                 self._record_again(session, entry, _statement(entry, tables, None))
-        return len({*done, *redacted})
+        return len(done | redacted.keys())
 
     def _record_again(
         self, session: Session, entry: LedgerEntry, statement: dict[str, Any]

@@ -18,6 +18,12 @@ from tests.conftest import PASSWORD, Service, SignIn
 JANE, JOE, GONE = "jane@example.com", "joe@example.com", "gone@example.com"
 
 
+@pytest.fixture
+def service(sqlite_service: Service) -> Service:
+    """Who may do what does not depend on the engine."""
+    return sqlite_service
+
+
 class Who(Enum):
     """The column "who" of the contract."""
 

@@ -20,6 +20,12 @@ from tests.conftest import JWT_SECRET, PASSWORD, Service, SignIn
 JANE: Final = "jane@example.com"
 
 
+@pytest.fixture
+def service(sqlite_service: Service) -> Service:
+    """Tokens do not depend on the engine."""
+    return sqlite_service
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 

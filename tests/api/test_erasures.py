@@ -84,6 +84,7 @@ def test_the_run_does_what_its_dry_run_said(client: TestClient, admin: Headers, 
     assert {frozenset(counts) for counts in done["tables"].values()} == {frozenset(OUTCOMES)}
 
 
+@SQLITE
 def test_a_digest_that_is_stale_is_refused_with_what_changed(
     client: TestClient, admin: Headers, service: Service
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_digest_that_is_stale_is_refused_with_what_changed(
     assert delete(client, admin, person.id, plan_digest=fresh).json()["plan_digest"] == fresh
 
 
+@SQLITE
 def test_a_changed_row_and_one_that_is_gone_are_told_too(
     client: TestClient, admin: Headers
 ) -> None:
@@ -192,6 +194,7 @@ def _without_newsletter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_without_newsletter")
+@SQLITE
 def test_a_table_that_is_left_out_makes_the_act_partial_and_is_named(
     client: TestClient, admin: Headers
 ) -> None:
@@ -216,6 +219,7 @@ def test_a_table_that_is_left_out_makes_the_act_partial_and_is_named(
 
 
 @pytest.mark.parametrize("mode", ["delete", "anonymize"])
+@SQLITE
 def test_a_certificate_says_what_the_answer_said_and_names_nobody(
     client: TestClient, admin: Headers, mode: str
 ) -> None:
@@ -291,6 +295,7 @@ def test_certificates_of_somebody_without_an_account_do_not_tell_that_it_was_one
     assert same <= {"controller", "status", "mode"}
 
 
+@SQLITE
 def test_a_value_in_anothers_row_is_found_and_the_act_is_partial(
     client: TestClient, admin: Headers, service: Service
 ) -> None:
@@ -309,6 +314,7 @@ def test_a_value_in_anothers_row_is_found_and_the_act_is_partial(
     assert [row["status"] for row in record.values()] == ["partial"]
 
 
+@SQLITE
 def test_before_the_scan_has_ended_there_is_no_certificate_and_then_there_is(
     client: TestClient, admin: Headers, service: Service
 ) -> None:

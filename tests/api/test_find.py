@@ -139,6 +139,7 @@ def test_gaps_between_the_digits_make_no_other_person(
 
 
 @pytest.mark.parametrize("named", ["user_id", "email", "phone"])
+@SQLITE
 def test_each_act_takes_each_way_of_naming_a_person(
     client: TestClient, admin: Headers, zoe: int, named: str
 ) -> None:
@@ -269,6 +270,7 @@ def test_who_is_named_in_anothers_booking_only_is_found_exported_and_erased(
     assert ask(client, admin, FIND, **named).status_code == 404
 
 
+@SQLITE
 def test_a_guest_who_is_named_by_others_too_is_one_person(
     client: TestClient, admin: Headers, service: Service, zoe: int
 ) -> None:
@@ -296,6 +298,7 @@ def test_a_guest_who_is_named_by_others_too_is_one_person(
     assert len(hosts["bookings"]) == len(hosts["companions"]) == 1
 
 
+@SQLITE
 def test_two_people_with_one_telephone_are_told_apart_by_number(
     client: TestClient, admin: Headers, service: Service, zoe: int
 ) -> None:
@@ -343,6 +346,7 @@ def test_who_is_no_admin_exports_their_own_number_and_never_by_address(
     assert ask(client, {}, EXPORT, email=ZOE).status_code == 401
 
 
+@SQLITE
 def test_an_erased_person_is_gone_by_number_and_unknown_by_address(
     client: TestClient, admin: Headers, zoe: int
 ) -> None:

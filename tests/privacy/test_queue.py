@@ -93,6 +93,7 @@ def test_what_a_hold_forbids_is_queued_and_runs_when_the_hold_is_released(
     assert is_there(other.id)
 
 
+@SQLITE
 def test_a_queued_request_is_one_however_often_it_is_made_and_the_last_word_counts(
     client: TestClient, admin: Headers
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_queued_request_is_one_however_often_it_is_made_and_the_last_word_coun
     assert queued() == []
 
 
+@SQLITE
 def test_one_of_two_holds_released_frees_nobody(client: TestClient, admin: Headers) -> None:
     person, other = plant("A"), plant("B")
     first, second = (place(client, admin, **hold_on(kind, person)) for kind in ("person", "row"))
@@ -127,6 +129,7 @@ def test_one_of_two_holds_released_frees_nobody(client: TestClient, admin: Heade
     assert not is_there(person.id)
 
 
+@SQLITE
 def test_a_queued_request_is_in_the_persons_export_and_sealed_in_the_database(
     client: TestClient, admin: Headers
 ) -> None:
@@ -178,6 +181,7 @@ def test_an_erasure_by_hand_takes_the_queued_one_with_it(
     assert len(dump()["erasures"]) == 1
 
 
+@SQLITE
 def test_the_start_runs_what_a_process_that_died_has_left(
     client: TestClient, admin: Headers
 ) -> None:

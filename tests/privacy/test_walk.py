@@ -147,7 +147,7 @@ def test_exactly_the_rows_that_lead_to_a_person_meet_their_end_and_no_other_cell
     data_map = DataMap.of(metadata)
     metadata.create_all(engine)
 
-    @settings(max_examples=12, deadline=None, database=None)
+    @settings(max_examples=7, deadline=None, database=None)
     @given(forests(metadata, KINDS[kind]), st.sampled_from([DELETE, ANONYMIZE]))
     def holds(rows: dict[str, list[Row]], mode: EraseMode) -> None:
         with Session(engine) as session:
