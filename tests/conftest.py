@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import hypothesis
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
@@ -35,6 +36,12 @@ from backend.services.auth_service import get_auth_service, token_lifetime
 from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
 from main import create_app
+
+# How fast a machine draws examples decides nothing.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 # Base64 of 32 bytes made for tests.
 KEY = "pYb0Ynzw6dH0h2BDX1nqXBvDfQKyoTf2lFXKKYFxNjg="

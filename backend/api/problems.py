@@ -114,7 +114,10 @@ async def _invalid_request(request: Request, err: Exception) -> JSONResponse:
     if not isinstance(err, RequestValidationError):
         raise err
     # What was sent is left out: it may be somebody's data.
-    errors = [{"at": _place(e), "problem": e["msg"][:200]} for e in err.errors()]
+    errors = [
+        {"at": _place(e), "problem": e["msg"].removeprefix("Value error, ")[:200]}
+        for e in err.errors()
+    ]
     detail = "; ".join(f"{e['at']}: {e['problem']}" for e in errors[:3])
     return problem_response(request, InvalidRequestError(detail, errors=errors[:20]))
 

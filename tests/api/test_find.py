@@ -128,7 +128,9 @@ def test_two_extensions_of_one_switchboard_are_two_people(
 
 @SQLITE
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(gaps=st.lists(st.sampled_from(["", " ", "-", "/", ".", " - "]), min_size=9, max_size=9))
 def test_gaps_between_the_digits_make_no_other_person(

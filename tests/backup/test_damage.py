@@ -135,7 +135,7 @@ def test_an_archive_that_was_cut_or_changed_is_refused(
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_header=st.booleans())
 def test_no_bit_of_an_archive_can_be_flipped(

@@ -21,7 +21,9 @@ VAULT_FORM: Final = f"vault:v1:{base64.b64encode(bytes(60)).decode()}"
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(key=st.binary(min_size=32, max_size=32))
 def test_a_key_opens_to_what_was_wrapped(keeper: Keeper, key: bytes) -> None:

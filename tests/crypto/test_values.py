@@ -257,7 +257,10 @@ def test_an_unknown_key_is_named_by_its_id() -> None:
         EMAIL.open(token)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(text=st.text(max_size=200))
 def test_the_service_gives_back_any_text_and_binds_it_to_its_context(
     sqlite_service: Service, text: str

@@ -135,7 +135,10 @@ def test_published_chunked_encryption_vectors_open_or_are_refused_as_published(
 # Every value
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @example(text="", context="")
 @example(text="\x00", context="\x00")
 @example(text="\x00a\x00", context="a")
@@ -152,7 +155,10 @@ def test_any_text_comes_back_as_it_was_and_in_its_context_only(
         service.decrypt(token, context + "\x00")
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @example(raw=b"")
 @example(raw=b"\x00")
 @example(raw=b"enc1.\xff\xed\xb3\xbf")

@@ -70,7 +70,9 @@ def test_what_stands_before_a_formula_can_be_told_from_what_was_there(service: S
 @example(words='"a";b,\n\r\n', reply="\x00")
 @example(words="", reply=None)
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_json_csv_zip_and_database_agree_in_every_field_of_any_text(
     sqlite_service: Service, words: str, reply: str | None

@@ -330,7 +330,9 @@ moments = st.datetimes(datetime(1990, 1, 1), datetime(2015, 1, 1), timezones=st.
     at=moments,
 )
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_a_person_who_was_exported_and_erased_is_whole_again_after_the_import(
     sqlite_service: Service, name: str | None, notes: str | None, words: str | None,
