@@ -6,7 +6,8 @@ value) and `zip` (the JSON, one CSV per table, and a page that a person can read
 locked with a passphrase for 7-Zip and alike (AES-256, WinZip AE-2).
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from decimal import Decimal
 from enum import StrEnum
 from itertools import islice
@@ -110,27 +111,30 @@ def _json(
     yield b"," + _dump(tail)[1:]
 
 
-def _rows(found: Iterable[Read], table: str, redacted: set[str]) -> Iterator[Row]:
+def _rows(found: Generator[Read], table: str, redacted: set[str]) -> Generator[Row]:
     """Yield the rows; note the table among the *redacted* ones when a cell was left out."""
-    for one in found:
-        if one.redacted:
-            redacted.add(table)
-        yield one.row
+    with closing(found):
+        for one in found:
+            if one.redacted:
+                redacted.add(table)
+            yield one.row
 
 
-def _list(items: Iterable[Any]) -> Generator[bytes, None, int]:
+def _list(items: Generator[Any]) -> Generator[bytes, None, int]:
     """Yield *items* as a JSON list; return how many there were."""
-    yield b"["
-    written, rest = 0, iter(items)
-    while part := list(islice(rest, _ROWS_PER_CHUNK)):
-        # Without the list's own brackets.
-        yield (b"," if written else b"") + _dump(part)[1:-1]
-        written += len(part)
-    yield b"]"
+    # Closed by hand, all the way down: else who hangs up leaves the innermost cursor open.
+    with closing(items):
+        yield b"["
+        written = 0
+        while part := list(islice(items, _ROWS_PER_CHUNK)):
+            # Without the list's own brackets.
+            yield (b"," if written else b"") + _dump(part)[1:-1]
+            written += len(part)
+        yield b"]"
     return written
 
 
-def _redactions(reader: Reader, tables: set[str]) -> Iterator[Row]:
+def _redactions(reader: Reader, tables: set[str]) -> Generator[Row]:
     """Yield which cells were left out of the rows, and why; read again, so nothing is kept."""
     for mapped in reader.tables:
         if mapped.name in tables:

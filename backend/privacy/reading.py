@@ -1,6 +1,6 @@
 """Reading what is held about a person, with what is about somebody else left out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -56,7 +56,7 @@ class Reader:
             for name, ways in self._selects.ways.items()
         }
 
-    def rows(self, mapped: MappedTable) -> Iterator[Read]:
+    def rows(self, mapped: MappedTable) -> Generator[Read]:
         """Yield every row of one table that speaks of the person, encrypted columns in plain."""
         keys = [str(column.name) for column in mapped.exported_columns]
         for way in self._selects.ways[mapped.name]:
