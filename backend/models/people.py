@@ -6,8 +6,8 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Column, ForeignKey, String, Table, Uuid
-from sqlalchemy.orm import Mapped, mapped_column, validates
+from sqlalchemy import Column, ForeignKey, String, Table, Uuid, event
+from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.blind_index import BlindIndex, normalise_email, normalise_phone
 from backend.crypto.columns import Encrypted
@@ -138,16 +138,6 @@ class User(Base):
         info=personal("user.contact.phone_number", exported=False, identity=Identity.PHONE),
     )
 
-    @validates("email")
-    def _index_email(self, _key: str, email: str | None) -> str | None:
-        self.email_index = _term(EMAIL_INDEX, email)
-        return email
-
-    @validates("phone")
-    def _index_phone(self, _key: str, phone: str | None) -> str | None:
-        self.phone_index = _term(PHONE_INDEX, phone)
-        return phone
-
 
 class Companion(Base):
     """Somebody who stays with the guest who booked, and is known by that booking alone."""
@@ -201,16 +191,6 @@ class Companion(Base):
         UtcDateTime, info=not_personal("when the row ceased to be about anybody")
     )
 
-    @validates("email")
-    def _index_email(self, _key: str, email: str | None) -> str | None:
-        self.email_index = _term(EMAIL_INDEX, email)
-        return email
-
-    @validates("phone")
-    def _index_phone(self, _key: str, phone: str | None) -> str | None:
-        self.phone_index = _term(PHONE_INDEX, phone)
-        return phone
-
 
 class BillingAddress(Base):
     """Where invoices for a stay go; the guests of one household or company may share it."""
@@ -258,11 +238,6 @@ class BillingAddress(Base):
         UtcDateTime, info=personal("user.behavior.purchase_history", OnErase.MONTH)
     )
 
-    @validates("email")
-    def _index_email(self, _key: str, email: str | None) -> str | None:
-        self.email_index = _term(EMAIL_INDEX, email)
-        return email
-
 
 @dataclass(frozen=True, slots=True)
 class IndexedColumn:
@@ -273,15 +248,21 @@ class IndexedColumn:
     source: Column[Any]
 
 
-def _indexed(table: Any, name: str, index: BlindIndex) -> IndexedColumn:
-    columns = cast("Table", table).c
+def _indexed(model: type[Base], name: str, index: BlindIndex) -> IndexedColumn:
+    """Have the search term of *name* follow every change of it through the mapper."""
+
+    @event.listens_for(getattr(model, name), "set")
+    def _follow(row: Any, value: str | None, *_: object) -> None:
+        setattr(row, f"{name}_index", _term(index, value))
+
+    columns = cast("Table", model.__table__).c
     return IndexedColumn(index, columns[f"{name}_index"], columns[name])
 
 
 BLIND_INDEXES = (
-    _indexed(User.__table__, "email", EMAIL_INDEX),
-    _indexed(User.__table__, "phone", PHONE_INDEX),
-    _indexed(Companion.__table__, "email", EMAIL_INDEX),
-    _indexed(Companion.__table__, "phone", PHONE_INDEX),
-    _indexed(BillingAddress.__table__, "email", EMAIL_INDEX),
+    _indexed(User, "email", EMAIL_INDEX),
+    _indexed(User, "phone", PHONE_INDEX),
+    _indexed(Companion, "email", EMAIL_INDEX),
+    _indexed(Companion, "phone", PHONE_INDEX),
+    _indexed(BillingAddress, "email", EMAIL_INDEX),
 )
