@@ -16,7 +16,8 @@ RFC 4180 in UTF-8, with one rule more for the cells:
 import csv
 import io
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -67,32 +68,35 @@ def plain(value: Any) -> str:
             return str(value)
 
 
-def _flat(reader: Reader) -> Iterator[Sequence[str]]:
+def _flat(reader: Reader) -> Generator[Sequence[str]]:
     yield ("data_type", "record", "field", "value")
     for mapped in reader.tables:
         keys = [str(column.name) for column in mapped.keys]
-        for one in reader.rows(mapped):
-            record = _text(",".join([plain(one.row[key]) for key in keys]))
-            for field, value in one.row.items():
-                yield (mapped.name, record, field, _cell(value))
+        with closing(reader.rows(mapped)) as found:
+            for one in found:
+                record = _text(",".join([plain(one.row[key]) for key in keys]))
+                for field, value in one.row.items():
+                    yield (mapped.name, record, field, _cell(value))
 
 
-def _table(reader: Reader, mapped: MappedTable) -> Iterator[Sequence[str]]:
+def _table(reader: Reader, mapped: MappedTable) -> Generator[Sequence[str]]:
     yield [str(column.name) for column in mapped.exported_columns]
-    for one in reader.rows(mapped):
-        yield [_cell(value) for value in one.row.values()]
+    with closing(reader.rows(mapped)) as found:
+        for one in found:
+            yield [_cell(value) for value in one.row.values()]
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> Generator[bytes]:
+def _lines(rows: Generator[Sequence[str]]) -> Generator[bytes]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    for number, row in enumerate(rows, start=1):
-        writer.writerow(row)
-        if number % _LINES_PER_CHUNK == 0:
-            yield buffer.getvalue().encode()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue().encode()
+    with closing(rows):
+        for number, row in enumerate(rows, start=1):
+            writer.writerow(row)
+            if number % _LINES_PER_CHUNK == 0:
+                yield buffer.getvalue().encode()
+                buffer.seek(0)
+                buffer.truncate()
+        yield buffer.getvalue().encode()
 
 
 def _cell(value: Any) -> str:

@@ -352,8 +352,9 @@ def in_transaction(service: Service) -> int:
         return int(session.scalar(text(statement)) or 0)
 
 
-@pytest.mark.parametrize("form", [{"format": "json"}, {"format": "json", "encrypt": True}],
-                         ids=["plain", "sealed"])  # fmt: skip
+@pytest.mark.parametrize("form", [{"format": "json"}, {"format": "csv"},
+                                  {"format": "json", "encrypt": True}],
+                         ids=["plain", "csv", "sealed"])  # fmt: skip
 def test_a_caller_who_hangs_up_in_an_export_leaves_nothing_open(
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
