@@ -1,11 +1,15 @@
 """Answers that are read while they are sent, and let go of what they read from."""
 
 from collections.abc import Generator, Mapping
+from typing import Final
 
 import anyio
 from anyio import to_thread
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+# A caller who takes nothing for so long is gone: its snapshot must not be kept for it.
+STALLED_SECONDS: Final = 20
 
 
 class ClosingResponse(StreamingResponse):
@@ -18,8 +22,12 @@ class ClosingResponse(StreamingResponse):
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            with anyio.fail_after(STALLED_SECONDS):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
         finally:
             # Shielded: the request of a caller who has hung up is cancelled.
             with anyio.CancelScope(shield=True):
