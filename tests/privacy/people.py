@@ -6,13 +6,23 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Column, Select, insert, literal_column, select
+from sqlalchemy import Column, Select, insert, literal_column, select, text
 from sqlalchemy import table as sql_table
 from sqlalchemy.orm import Session
 
 from backend.crypto.columns import Encrypted
 from backend.db_utils import session_scope
-from backend.models import DATA_MAP, Base, Booking, Feedback, HoldScope, Invoice, Payment, Role
+from backend.models import (
+    DATA_MAP,
+    Base,
+    Booking,
+    Companion,
+    Feedback,
+    HoldScope,
+    Invoice,
+    Payment,
+    Role,
+)
 from backend.models.records import LegalHold
 from backend.services.audit_service import Actor
 
@@ -216,6 +226,27 @@ def invoice(user_id: int | None, issued_on: date, **columns: Any) -> Invoice:
 
 def feedback(user_id: int | None, submitted_at: datetime, **columns: Any) -> Feedback:
     return Feedback(**{"user_id": user_id, "rating": 5, "submitted_at": submitted_at} | columns)
+
+
+def companion(stay: int, **columns: Any) -> Companion:
+    return Companion(booking_id=stay, **{"created_at": datetime.now(UTC)} | columns)
+
+
+def many_rows(user_id: int, rows: int, words: str = "") -> None:
+    """Give a person very many rows, by copying one in the database."""
+    one = feedback(user_id, datetime.now(UTC), comment=words or "short words", staff_response="yes")
+    with session_scope() as session:
+        session.add(one)
+        session.flush()
+        session.execute(
+            text(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows) "
+                "INSERT INTO feedback (user_id, rating, comment, staff_response, submitted_at) "
+                "SELECT user_id, rating, comment, staff_response, submitted_at "
+                "FROM feedback, n WHERE id = :id"
+            ),
+            {"rows": rows - 1, "id": one.id},
+        )
 
 
 def line_values() -> Row:

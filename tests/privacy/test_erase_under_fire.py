@@ -2,15 +2,12 @@
 
 import gc
 import json
-import logging
 import random
-import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,11 @@ from uuid import UUID
 
 import httpx2 as httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
 
-from backend.db_utils import dispose_engine, get_engine, session_scope, sqlite_path
+from backend.db_utils import dispose_engine, get_engine, session_scope
 from backend.errors import HoldfastError
 from backend.models import (
     Booking,
@@ -36,31 +31,27 @@ from backend.models import (
     User,
 )
 from backend.privacy.declarations import EraseMode
-from backend.privacy.export import ExportFormat
-from backend.services import compliance_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.certificate_service import get_certificate_service
-from backend.services.compliance_service import get_compliance_service
 from backend.services.erasure_service import Erasure, get_erasure_service
 from backend.services.hold_service import get_hold_service
 from backend.services.ledger_service import get_ledger_service, store
 from backend.services.setup_service import get_setup_service
 from backend.services.subject_service import Who, get_subject_service
-from main import create_app
-from tests.conftest import ADMIN, PASSWORD, Service
+from tests.conftest import Service
 from tests.privacy.people import (
-    ADMINISTRATOR,
     booking,
     cells_in_plain,
+    companion,
     dump,
     feedback,
     keys_of,
     left_of,
+    many_rows,
     payment,
     person_hold,
     plant,
 )
-from tests.privacy.test_gone import wait_less_for_readers
 
 DELETE, ANONYMIZE = EraseMode.DELETE, EraseMode.ANONYMIZE
 JANE, JANES_PHONE, KIM = "jane@example.com", "+351 912 345 678", "kim@example.com"
@@ -72,10 +63,6 @@ def erase(who: Who, mode: EraseMode = DELETE) -> Erasure:
         return get_erasure_service().erase(
             session, COMMAND_LINE, who, mode, reason="request", dry_run=False
         )
-
-
-def companion(stay: int, **columns: Any) -> Companion:
-    return Companion(booking_id=stay, **{"created_at": datetime.now(UTC)} | columns)
 
 
 def gone(user_id: int) -> bool:
@@ -267,145 +254,6 @@ def test_an_erasure_among_fifty_writers_ends_right(
             assert set(writers.acknowledged) <= set(session.scalars(select(table)))
     # One promise, and none of an attempt that was given up.
     assert len(list(store().names("ledger-", ".enc"))) == 1
-
-
-# Others who read
-
-
-def many_rows(user_id: int, rows: int, words: str = "") -> None:
-    """Give a person very many rows, by copying one in the database."""
-    one = feedback(user_id, datetime.now(UTC), comment=words or "short words", staff_response="yes")
-    with session_scope() as session:
-        session.add(one)
-        session.flush()
-        session.execute(
-            text(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows) "
-                "INSERT INTO feedback (user_id, rating, comment, staff_response, submitted_at) "
-                "SELECT user_id, rating, comment, staff_response, submitted_at "
-                "FROM feedback, n WHERE id = :id"
-            ),
-            {"rows": rows - 1, "id": one.id},
-        )
-
-
-@contextmanager
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The service behind a real socket."""
-    # The service sets up logs of its own: those of the tests come back afterwards.
-    monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers[:])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(), access_log=False, log_config=None, server_header=False)
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def hang_up(port: int, token: str, body: dict[str, Any]) -> bytes:
-    """Ask for an export, read its first KB and break the connection."""
-    content = json.dumps(body).encode()
-    head = (
-        "POST /security/data/export HTTP/1.1\r\nHost: localhost\r\n"
-        f"Authorization: {token}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    with socket.socket() as caller:
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        # Without lingering: the other end is told of a broken connection, not of an ended one.
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        caller.connect(("127.0.0.1", port))
-        caller.sendall(head.encode() + content)
-        first = b""
-        while len(first) < 1024 and (part := caller.recv(1024)):
-            first += part
-        return first
-
-
-def checked_out() -> int:
-    """How many connections somebody has not given back."""
-    pool = get_engine().pool
-    assert isinstance(pool, QueuePool)
-    return pool.checkedout()
-
-
-def in_transaction(service: Service) -> int:
-    """How many connections of the service are in a transaction."""
-    if service.engine == "sqlite":
-        with closing(sqlite3.connect(sqlite_path(get_engine()), timeout=0)) as connection:
-            busy, left, _moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return int(busy or left)
-    with session_scope(read_only=True) as session:
-        statement = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
-        )
-        return int(session.scalar(text(statement)) or 0)
-
-
-@pytest.mark.parametrize("form", [{"format": "json"}, {"format": "csv"},
-                                  {"format": "json", "encrypt": True}],
-                         ids=["plain", "csv", "sealed"])  # fmt: skip
-def test_a_caller_who_hangs_up_in_an_export_leaves_nothing_open(
-    service: Service,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    form: dict[str, Any],
-) -> None:
-    person = service.user(JANE, full_name="Jane Known")
-    many_rows(person, 6_000, words="words of Jane Known " * 80)
-    with served(monkeypatch) as port:
-        url = f"http://127.0.0.1:{port}"
-        signed_in = httpx.post(f"{url}/auth/token", data={"username": ADMIN, "password": PASSWORD})
-        token = f"Bearer {signed_in.json()['access_token']}"
-        for _again in range(3):
-            assert hang_up(port, token, {"user_id": person, **form}).startswith(b"HTTP/1.1 200")
-        end = time.monotonic() + 40
-        while (checked_out() or in_transaction(service)) and time.monotonic() < end:
-            time.sleep(0.02)
-        assert (checked_out(), in_transaction(service)) == (0, 0)
-        assert httpx.get(f"{url}/readyz").status_code == 200
-    said = capsys.readouterr()
-    logged = said.out + said.err
-    assert "route" in logged
-    assert [word for word in (JANE, "Jane", "words of", token[7:]) if word in logged] == []
-
-
-@pytest.mark.parametrize(
-    ("who", "format_"),
-    [
-        (DELETE, ExportFormat.JSON),
-        (ANONYMIZE, ExportFormat.JSON),
-        (DELETE, ExportFormat.ZIP),
-        (KIM, ExportFormat.JSON),
-    ],
-)
-def test_a_download_of_a_person_who_is_erased_meanwhile_ends(
-    service: Service, monkeypatch: pytest.MonkeyPatch, who: EraseMode | str, format_: ExportFormat
-) -> None:
-    # The erasure's commit would wait for the download, which on SQLite keeps the log.
-    wait_less_for_readers(monkeypatch)
-    monkeypatch.setattr(compliance_service, "_STILL_THERE_SECONDS", 0)
-    person, host = service.user(JANE), booking(plant("B").id, datetime.now(UTC).date())
-    service.add(host)
-    service.add(*(companion(host.id, email=KIM, full_name=f"Kim {n}") for n in range(600)))
-    named = Who(person) if isinstance(who, EraseMode) else Who(email=who)
-    with session_scope() as session:
-        chunks = get_compliance_service().export(session, ADMINISTRATOR, named, format_)
-    next(chunks)
-    erase(named, who if isinstance(who, EraseMode) else DELETE)
-    with pytest.raises(HoldfastError) as ended:
-        list(chunks)
-    assert ended.value.code in ("subject_not_found", "subject_erased")
 
 
 # Killed
