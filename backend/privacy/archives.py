@@ -8,8 +8,7 @@ and the time of the members stay readable.
 
 import io
 import zipfile
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from typing import Any, Final
 PASSPHRASE_MAX: Final = 99
 _BLOCK_BYTES: Final = 64 * 1024
 
-Member = tuple[str, Generator[bytes]]
+Member = tuple[str, Iterator[bytes]]
 
 
 def takes_passphrase(passphrase: str) -> bool:
@@ -51,8 +50,8 @@ class _Drain(io.RawIOBase):
 
 
 def archive(
-    members: Generator[Member], at: datetime, passphrase: str | None = None
-) -> Generator[bytes]:
+    members: Iterable[Member], at: datetime, passphrase: str | None = None
+) -> Iterator[bytes]:
     """
     Yield a zip of *members*, which all have the time *at*; memory does not grow with their size.
 
@@ -61,11 +60,11 @@ def archive(
     """
     drain = _Drain()
     zip_, info_class = _zip_on(drain, passphrase)
-    with zip_, closing(members):
+    with zip_:
         for name, chunks in members:
             info = info_class(name, at.timetuple()[:6])
             info.compress_type = zipfile.ZIP_DEFLATED
-            with closing(chunks), zip_.open(info, "w", force_zip64=True) as member:
+            with zip_.open(info, "w", force_zip64=True) as member:
                 for block in _blocks(chunks):
                     member.write(block)
                     if data := drain.take():
@@ -89,7 +88,7 @@ def _zip_on(drain: _Drain, passphrase: str | None) -> tuple[Any, Any]:
     return zip_, zip_.zipinfo_cls
 
 
-def _blocks(chunks: Iterable[bytes]) -> Generator[bytes]:
+def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Gather small chunks: encrypting each line by itself costs more than the cipher."""
     block = bytearray()
     for chunk in chunks:

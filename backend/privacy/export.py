@@ -6,7 +6,7 @@ value) and `zip` (the JSON, one CSV per table, and a page that a person can read
 locked with a passphrase for 7-Zip and alike (AES-256, WinZip AE-2).
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from enum import StrEnum
@@ -61,20 +61,20 @@ def export(
     Args:
         zip_passphrase: Locks a zip; one that `archives.takes_passphrase` accepts.
     """
-    reader = Reader(session, data_map, request.subjects)
-    match format_:
-        case ExportFormat.JSON:
-            return _json(session, data_map, request, reader)
-        case ExportFormat.CSV:
-            return flat_csv(reader)
-        case ExportFormat.ZIP:
-            members = _members(session, data_map, request, reader)
-            return archives.archive(members, request.generated_at, zip_passphrase)
+    with closing(Reader(session, data_map, request.subjects)) as reader:
+        match format_:
+            case ExportFormat.JSON:
+                yield from _json(session, data_map, request, reader)
+            case ExportFormat.CSV:
+                yield from flat_csv(reader)
+            case ExportFormat.ZIP:
+                members = _members(session, data_map, request, reader)
+                yield from archives.archive(members, request.generated_at, zip_passphrase)
 
 
 def _members(
     session: Session, data_map: DataMap, request: ExportRequest, reader: Reader
-) -> Generator[archives.Member]:
+) -> Iterator[archives.Member]:
     """Yield name and content of each file in a zip; a name says nothing of the person."""
     yield "index.html", page(session, data_map, request, reader)
     yield "export.json", _json(session, data_map, request, reader)
@@ -84,7 +84,7 @@ def _members(
 
 def _json(
     session: Session, data_map: DataMap, request: ExportRequest, reader: Reader
-) -> Generator[bytes]:
+) -> Iterator[bytes]:
     head = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
@@ -111,30 +111,27 @@ def _json(
     yield b"," + _dump(tail)[1:]
 
 
-def _rows(found: Generator[Read], table: str, redacted: set[str]) -> Generator[Row]:
+def _rows(found: Iterable[Read], table: str, redacted: set[str]) -> Iterator[Row]:
     """Yield the rows; note the table among the *redacted* ones when a cell was left out."""
-    with closing(found):
-        for one in found:
-            if one.redacted:
-                redacted.add(table)
-            yield one.row
+    for one in found:
+        if one.redacted:
+            redacted.add(table)
+        yield one.row
 
 
-def _list(items: Generator[Any]) -> Generator[bytes, None, int]:
+def _list(items: Iterable[Any]) -> Generator[bytes, None, int]:
     """Yield *items* as a JSON list; return how many there were."""
-    # Closed by hand, all the way down: else who hangs up leaves the innermost cursor open.
-    with closing(items):
-        yield b"["
-        written = 0
-        while part := list(islice(items, _ROWS_PER_CHUNK)):
-            # Without the list's own brackets.
-            yield (b"," if written else b"") + _dump(part)[1:-1]
-            written += len(part)
-        yield b"]"
+    yield b"["
+    written, rest = 0, iter(items)
+    while part := list(islice(rest, _ROWS_PER_CHUNK)):
+        # Without the list's own brackets.
+        yield (b"," if written else b"") + _dump(part)[1:-1]
+        written += len(part)
+    yield b"]"
     return written
 
 
-def _redactions(reader: Reader, tables: set[str]) -> Generator[Row]:
+def _redactions(reader: Reader, tables: set[str]) -> Iterator[Row]:
     """Yield which cells were left out of the rows, and why; read again, so nothing is kept."""
     for mapped in reader.tables:
         if mapped.name in tables:

@@ -16,8 +16,7 @@ RFC 4180 in UTF-8, with one rule more for the cells:
 import csv
 import io
 import re
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -38,7 +37,7 @@ _MAYBE_UNSAFE: Final = re.compile(rf"[{_FIRST}]")
 _LINES_PER_CHUNK: Final = 2_000
 
 
-def flat_csv(reader: Reader) -> Generator[bytes]:
+def flat_csv(reader: Reader) -> Iterator[bytes]:
     """
     Yield all tables as one: a line for each value, with its table, row and column.
 
@@ -47,7 +46,7 @@ def flat_csv(reader: Reader) -> Generator[bytes]:
     return _lines(_flat(reader))
 
 
-def table_csv(reader: Reader, mapped: MappedTable) -> Generator[bytes]:
+def table_csv(reader: Reader, mapped: MappedTable) -> Iterator[bytes]:
     """Yield one table, whose columns are the model's."""
     yield BYTE_ORDER_MARK
     yield from _lines(_table(reader, mapped))
@@ -68,35 +67,32 @@ def plain(value: Any) -> str:
             return str(value)
 
 
-def _flat(reader: Reader) -> Generator[Sequence[str]]:
+def _flat(reader: Reader) -> Iterator[Sequence[str]]:
     yield ("data_type", "record", "field", "value")
     for mapped in reader.tables:
         keys = [str(column.name) for column in mapped.keys]
-        with closing(reader.rows(mapped)) as found:
-            for one in found:
-                record = _text(",".join([plain(one.row[key]) for key in keys]))
-                for field, value in one.row.items():
-                    yield (mapped.name, record, field, _cell(value))
+        for one in reader.rows(mapped):
+            record = _text(",".join([plain(one.row[key]) for key in keys]))
+            for field, value in one.row.items():
+                yield (mapped.name, record, field, _cell(value))
 
 
-def _table(reader: Reader, mapped: MappedTable) -> Generator[Sequence[str]]:
+def _table(reader: Reader, mapped: MappedTable) -> Iterator[Sequence[str]]:
     yield [str(column.name) for column in mapped.exported_columns]
-    with closing(reader.rows(mapped)) as found:
-        for one in found:
-            yield [_cell(value) for value in one.row.values()]
+    for one in reader.rows(mapped):
+        yield [_cell(value) for value in one.row.values()]
 
 
-def _lines(rows: Generator[Sequence[str]]) -> Generator[bytes]:
+def _lines(rows: Iterable[Sequence[str]]) -> Iterator[bytes]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    with closing(rows):
-        for number, row in enumerate(rows, start=1):
-            writer.writerow(row)
-            if number % _LINES_PER_CHUNK == 0:
-                yield buffer.getvalue().encode()
-                buffer.seek(0)
-                buffer.truncate()
-        yield buffer.getvalue().encode()
+    for number, row in enumerate(rows, start=1):
+        writer.writerow(row)
+        if number % _LINES_PER_CHUNK == 0:
+            yield buffer.getvalue().encode()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue().encode()
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Generator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ _CONTROL: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in
 
 def page(
     session: Session, data_map: DataMap, request: ExportRequest, reader: Reader
-) -> Generator[bytes]:
+) -> Iterator[bytes]:
     """Render the page; rows are read while it is written."""
     # Late: few processes write a page, and all would pay for it at their start.
     from jinja2 import Environment, FileSystemLoader, select_autoescape

@@ -1,6 +1,7 @@
 """Reading what is held about a person, with what is about somebody else left out."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -41,6 +42,7 @@ class Reader:
     def __init__(self, session: Session, data_map: DataMap, subjects: Subjects) -> None:
         self._session = session
         self._params = subjects.params
+        self._results = ExitStack()
         self._selects = (
             _selects(data_map, subjects)
             if subjects.shape is None
@@ -56,7 +58,7 @@ class Reader:
             for name, ways in self._selects.ways.items()
         }
 
-    def rows(self, mapped: MappedTable) -> Generator[Read]:
+    def rows(self, mapped: MappedTable) -> Iterator[Read]:
         """Yield every row of one table that speaks of the person, encrypted columns in plain."""
         keys = [str(column.name) for column in mapped.exported_columns]
         for way in self._selects.ways[mapped.name]:
@@ -65,17 +67,25 @@ class Reader:
             many = {"yield_per": _ROWS_PER_READ} if expected > _ROWS_PER_READ else {}
             if not expected:
                 continue
-            with self._session.execute(
-                way.statement, self._params, execution_options=many
-            ) as result:
-                if not way.hidden:
-                    for row in result:
-                        yield Read(dict(zip(keys, row, strict=True)))
-                    continue
-                for *cells, is_named in result:
-                    found = dict(zip(keys, cells, strict=True))
-                    gone = () if is_named else tuple(n for n in way.hidden if found[n] is not None)
-                    yield Read(found | dict.fromkeys(gone), gone, way.ground if gone else None)
+            result = self._results.enter_context(
+                self._session.execute(way.statement, self._params, execution_options=many)
+            )
+            if not way.hidden:
+                for row in result:
+                    yield Read(dict(zip(keys, row, strict=True)))
+                continue
+            for *cells, is_named in result:
+                found = dict(zip(keys, cells, strict=True))
+                gone = () if is_named else tuple(n for n in way.hidden if found[n] is not None)
+                yield Read(found | dict.fromkeys(gone), gone, way.ground if gone else None)
+
+    def close(self) -> None:
+        """
+        Let go of the rows that were not read to their end, whoever still holds them.
+
+        Their connection must not go back to its pool with a statement that goes on.
+        """
+        self._results.close()
 
     @cached_property
     def _rows_by_way(self) -> dict["_Way", int]:
