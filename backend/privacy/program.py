@@ -18,7 +18,7 @@ from backend.privacy.declarations import EraseMode
 from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.sharing import let_go, shared_tables
 from backend.privacy.steps import Outcome, Step
-from backend.privacy.walk import ShapeKey, Subjects, mentioned, names, owned
+from backend.privacy.walk import Shape, Subjects, mentioned, names, of_shape, owned
 
 PEOPLE_PARAM: Final = "walk_people"
 
@@ -49,12 +49,12 @@ def program_of(data_map: DataMap, subjects: Subjects, mode: EraseMode) -> Progra
     """Return the program for *subjects*."""
     if subjects.shape is None:
         return _program(data_map, subjects, mode)
-    return _shaped(data_map, ShapeKey(subjects), mode)
+    return _shaped(data_map, subjects.shape, mode)
 
 
 @lru_cache(maxsize=64)
-def _shaped(data_map: DataMap, key: ShapeKey, mode: EraseMode) -> Program:
-    return _program(data_map, key.subjects, mode)
+def _shaped(data_map: DataMap, shape: Shape, mode: EraseMode) -> Program:
+    return _program(data_map, of_shape(data_map, shape), mode)
 
 
 def _program(data_map: DataMap, subjects: Subjects, mode: EraseMode) -> Program:

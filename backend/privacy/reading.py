@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from backend.privacy.data_map import DataMap
 from backend.privacy.declarations import Personal, TableRole
 from backend.privacy.mapped_tables import MappedTable
-from backend.privacy.walk import ShapeKey, Subjects, mentioned, names, owned, reached
+from backend.privacy.walk import Shape, Subjects, mentioned, names, of_shape, owned, reached
 
 _ROWS_PER_READ: Final = 500
 
@@ -46,7 +46,7 @@ class Reader:
         self._selects = (
             _selects(data_map, subjects)
             if subjects.shape is None
-            else _shaped(data_map, ShapeKey(subjects))
+            else _shaped(data_map, subjects.shape)
         )
         self.tables = data_map.of_people
 
@@ -113,8 +113,8 @@ class _Selects:
 
 
 @lru_cache(maxsize=32)
-def _shaped(data_map: DataMap, key: ShapeKey) -> _Selects:
-    return _selects(data_map, key.subjects)
+def _shaped(data_map: DataMap, shape: Shape) -> _Selects:
+    return _selects(data_map, of_shape(data_map, shape))
 
 
 def _selects(data_map: DataMap, subjects: Subjects) -> _Selects:

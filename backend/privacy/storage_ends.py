@@ -13,7 +13,7 @@ from backend.privacy.clocks import Periods, anchor_of, end_of
 from backend.privacy.data_map import DataMap
 from backend.privacy.declarations import TableRole
 from backend.privacy.mapped_tables import MappedTable
-from backend.privacy.walk import Shape, Subjects, mentioned, owned
+from backend.privacy.walk import Shape, Subjects, mentioned, of_shape, owned
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def ends(
     A table without a clock of its own or above it ends with the account, if there is one.
     """
     shape = subjects.shape
-    asked = _question(data_map, subjects) if shape is None else _of_shape(data_map, shape)
+    asked = _question(data_map, subjects) if shape is None else _shaped(data_map, shape)
     cells = (
         iter(session.execute(asked.statement, subjects.params).one()) if asked.parts else iter(())
     )
@@ -61,11 +61,8 @@ def ends(
 
 
 @lru_cache(maxsize=64)
-def _of_shape(data_map: DataMap, shape: Shape) -> _Question:
-    anybody = Subjects.one(
-        data_map, 0 if shape.has_row else None, dict.fromkeys(shape.identities, ())
-    )
-    return _question(data_map, anybody)
+def _shaped(data_map: DataMap, shape: Shape) -> _Question:
+    return _question(data_map, of_shape(data_map, shape))
 
 
 def _question(data_map: DataMap, subjects: Subjects) -> _Question:

@@ -75,7 +75,7 @@ class Subjects:
     rows: ColumnElement[bool] | None
     terms: Mapping[Identity, Terms] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    shape: "Shape | None" = None
+    shape: Shape | None = None
 
     @classmethod
     def one(
@@ -92,7 +92,7 @@ class Subjects:
         params: dict[str, Any] = {_term_param(each): list(terms[each]) for each in terms}
         if key is not None:
             params[KEY_PARAM] = key
-        return replace(_of_shape(data_map, shape), params=params)
+        return replace(of_shape(data_map, shape), params=params)
 
     @classmethod
     def where(cls, data_map: DataMap, rows: ColumnElement[bool]) -> "Subjects":
@@ -104,25 +104,13 @@ class Subjects:
         return cls(rows, terms)
 
 
-class ShapeKey:
-    """Subjects as a key: all of one shape are equal, whoever they are."""
-
-    def __init__(self, subjects: Subjects) -> None:
-        self.subjects = subjects
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShapeKey) and self.subjects.shape == other.subjects.shape
-
-    def __hash__(self) -> int:
-        return hash(self.subjects.shape)
-
-
 def _term_param(identity: Identity) -> str:
     return f"walk_{identity}"
 
 
 @lru_cache(maxsize=64)
-def _of_shape(data_map: DataMap, shape: Shape) -> Subjects:
+def of_shape(data_map: DataMap, shape: Shape) -> Subjects:
+    """Return anybody of *shape*, for statements that are built once; without `params`."""
     key = data_map.subject.key
     rows = key == bindparam(KEY_PARAM, type_=key.type) if shape.has_row else None
     terms: dict[Identity, Terms] = {
