@@ -23,10 +23,26 @@ class RetentionAction(StrEnum):
     ANONYMIZE = "anonymize"
 
 
+class BackupEngine(StrEnum):
+    """Who makes and restores backups: this service by logical dumps, or pgBackRest."""
+
+    HOLDFAST = "holdfast"
+    PGBACKREST = "pgbackrest"
+
+
+class BackupVerify(StrEnum):
+    """What is done with a new backup: nothing, reading it whole, or proving that it restores."""
+
+    OFF = "off"
+    READ = "read"
+    RESTORE = "restore"
+
+
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
 MIN_JWT_SECRET_CHARS = 32
 MAX_EMAIL_CHARS = 254
+_LOCAL_TIME = r"([01]\d|2[0-3]):[0-5]\d"
 _ADDRESS = re.compile(r"[^@\s]+@\S+")
 _PLACEHOLDER = re.compile(
     r"change.?me|replace|placeholder|your.?(secret|key)|^secret", re.IGNORECASE
@@ -61,7 +77,17 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     database_url: SecretStr | None = None
     backup_url: str | None = None
+    backup_engine: BackupEngine = BackupEngine.HOLDFAST
+    backup_time: str | None = Field(default="03:00", pattern=rf"^({_LOCAL_TIME}|off)$")
+    backup_verify: BackupVerify = BackupVerify.RESTORE
     backup_max_age_days: int = Field(default=90, gt=0, le=MAX_RETENTION_DAYS)
+    backup_keep_last: int = Field(default=0, ge=0)
+    backup_keep_daily: int = Field(default=0, ge=0)
+    backup_keep_weekly: int = Field(default=0, ge=0)
+    backup_keep_monthly: int = Field(default=0, ge=0)
+    backup_keep_yearly: int = Field(default=0, ge=0)
+    backup_lock_days: int = Field(default=0, ge=0, le=MAX_RETENTION_DAYS)
+    backup_gpg_recipient: Path | None = None
 
     encryption_key: SecretStr | None = None
     encryption_keys_previous: SecretStr | None = None
@@ -74,6 +100,7 @@ class Settings(BaseSettings):
     vault_transit_key: str | None = None
     aws_region: str | None = None
     aws_endpoint_url: str | None = None
+    aws_endpoint_url_s3: str | None = None
     aws_kms_key_id: str | None = None
     key_service_timeout_seconds: float = Field(default=5, gt=0, le=60)
 
@@ -82,7 +109,7 @@ class Settings(BaseSettings):
     admin_email: str = "admin@example.com"
 
     timezone: str = "UTC"
-    retention_time: str = Field(default="02:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    retention_time: str = Field(default="02:00", pattern=f"^{_LOCAL_TIME}$")
     scheduler_enabled: bool = True
 
     retention_booking_days: int = Field(default=2555, gt=0, le=MAX_RETENTION_DAYS)
@@ -148,6 +175,13 @@ class Settings(BaseSettings):
             raise ValueError("SSL_CERT_PATH and SSL_KEY_PATH go together: set both or neither")
         return self
 
+    @model_validator(mode="after")
+    def _locked_no_longer_than_kept(self) -> Self:
+        # What erased people are told is when the last backup is gone.
+        if self.backup_lock_days > self.backup_max_age_days:
+            raise ValueError("BACKUP_LOCK_DAYS is longer than BACKUP_MAX_AGE_DAYS")
+        return self
+
     @cached_property
     def purposes(self) -> tuple[str, ...]:
         return tuple(self.consent_purposes.split(","))
@@ -169,8 +203,12 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value()
 
     @cached_property
-    def backup_location(self) -> str:
-        return self.backup_url or str(self.data_dir.absolute() / "backups")
+    def backup_locations(self) -> tuple[str, ...]:
+        """Where backups lie: the first is written to, the others get copies."""
+        urls = (url.strip() for url in (self.backup_url or "").split(","))
+        return tuple(dict.fromkeys(filter(None, urls))) or (
+            str(self.data_dir.absolute() / "backups"),
+        )
 
     @property
     def is_production(self) -> bool:

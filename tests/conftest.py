@@ -138,6 +138,8 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str | No
         "ENCRYPTION_KEY": KEY,
         "JWT_SECRET_KEY": JWT_SECRET,
         "SCHEDULER_ENABLED": "false",
+        # Tests that are about it set it; the others need not wait for it.
+        "BACKUP_VERIFY": "off",
         "ADMIN_EMAIL": ADMIN,
     }
     if url is not None:

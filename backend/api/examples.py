@@ -130,14 +130,21 @@ BACKED_UP: Final[Example] = {
     "verified_at": _AT,
     "location": f"/var/lib/holdfast/backups/{_BACKUP_ID}.hfb",
     "error": None,
+    "kind": "full",
+    "bytes_done": 10_485_760,
+    "held_until": None,
 }
+BACKUP_HOLD: Final[Example] = {"until": "2026-12-24T12:00:00Z"}
 RESTORE: Final[Example] = {"backup_id": _BACKUP_ID, "dry_run": True}
 RESTORED: Final[Example] = {
     "backup_id": _BACKUP_ID,
     "status": "restored",
     "dry_run": False,
     "reapplied": {"erasures": 1, "consents": 1, "restrictions": 0, "retention": 3},
-    "tables": {"users": {"live": 120, "restored": 118}},
+    "created_at": _AT,
+    "tables": {"users": {"live": 120, "restored": 118, "lost": 3, "regained": 1}},
+    "migrations": [],
+    "breaks": [],
     "previous": "/var/lib/holdfast/previous/holdfast-20261124T020000Z.db",
 }
 

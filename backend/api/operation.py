@@ -1,23 +1,30 @@
 """For probes: alive, ready, metrics; and the self-hosted API page."""
 
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.api.dependencies import Answer
 from backend.db_utils import get_engine, session_scope
 from backend.errors import ConfigurationError, UnavailableError
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.scheduler_service import get_scheduler_service
 from backend.services.schema_service import get_schema_service
 from backend.settings import get_settings
 
 router = APIRouter(tags=["operation"])
+_NEWEST: Final = Gauge("holdfast_backup_age_seconds", "Age of the newest backup")
+_PROVEN: Final = Gauge(
+    "holdfast_backup_proven_age_seconds", "Age of the newest backup that was proven to restore"
+)
 _DOCS_PAGE: Final = Path(__file__).parent.parent / "web" / "docs.html"
 
 
@@ -25,10 +32,20 @@ class Alive(Answer):
     status: str = Field(examples=["ok"])
 
 
+class BackupAge(Answer):
+    newest_seconds: int | None = Field(description="Age of the newest backup.")
+    proven_seconds: int | None = Field(
+        description="Age of the newest backup that was proven to restore."
+    )
+
+
 class Ready(Answer):
     status: str = Field(description="`ready` or `not_ready`.")
     checks: dict[str, str] = Field(
         examples=[{"database": "ok", "migrations": "ok", "key": "ok", "scheduler": "ok"}]
+    )
+    backup: BackupAge = Field(
+        description="How old the newest backups are; no reason to be unready."
     )
 
 
@@ -43,19 +60,37 @@ def ready() -> Response:
     """Say whether requests can be served, and what is missing if not."""
     checks = _checks()
     good = all(result in ("ok", "off") for result in checks.values())
-    answer = Ready(status="ready" if good else "not_ready", checks=checks)
+    answer = Ready(status="ready" if good else "not_ready", checks=checks, backup=_backup_age())
     return JSONResponse(answer.model_dump(), 200 if good else 503)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics() -> Response:
     """Counters and timings in Prometheus' text format."""
+    age = _backup_age()
+    for gauge, seconds in ((_NEWEST, age.newest_seconds), (_PROVEN, age.proven_seconds)):
+        # None was ever made: an alert on age must fire.
+        gauge.set(math.inf if seconds is None else seconds)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/docs", include_in_schema=False)
 def docs() -> HTMLResponse:
     return HTMLResponse(_DOCS_PAGE.read_text())
+
+
+def _backup_age() -> BackupAge:
+    try:
+        with session_scope(read_only=True) as session:
+            age = get_catalogue_service().age(session)
+    except SQLAlchemyError:
+        # That the database does not answer is told elsewhere.
+        return BackupAge(newest_seconds=None, proven_seconds=None)
+    now = datetime.now(UTC)
+    newest, proven = (
+        moment and int((now - moment).total_seconds()) for moment in (age.newest, age.newest_proven)
+    )
+    return BackupAge(newest_seconds=newest, proven_seconds=proven)
 
 
 def _checks() -> dict[str, str]:

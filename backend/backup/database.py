@@ -4,11 +4,11 @@ What a backup needs of a database engine: a consistent snapshot, a copy built be
 Two engines do it: `backend.backup.sqlite` and `backend.backup.postgres`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from sqlalchemy import Engine, inspect, text
 
@@ -32,11 +32,20 @@ def moment_of(stamped: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One consistent state: rows per table, schema revision, and its dump as a stream."""
+    """
+    One consistent state: rows per table, schema revision, and its dump.
+
+    Attributes:
+        source: Yields the dump; it is read to its end once.
+        size_bytes: About how much that is.
+        require_whole: Raises `UnavailableError` unless all of it came.
+    """
 
     tables: Mapping[str, int]
     schema_revision: str
-    dump: Iterator[bytes]
+    source: BinaryIO
+    size_bytes: int
+    require_whole: Callable[[], None]
 
 
 class Database(Protocol):
@@ -47,17 +56,44 @@ class Database(Protocol):
     def snapshot(self, tables: Iterable[str]) -> AbstractContextManager[Snapshot]:
         """Open a snapshot; it is released when the block ends."""
 
-    def rebuild(self, dump: Iterator[bytes]) -> Engine:
-        """Build a database from *dump* beside the live one; on an error nothing is left."""
+    def lock(self) -> AbstractContextManager[None]:
+        """
+        Be the only one, of all machines, to back up or restore this database.
+
+        Raises:
+            ConflictError: Another one is at it.
+        """
+
+    def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
+        """
+        Build a database beside the live one; on an error nothing is left.
+
+        Args:
+            fill: Writes the dump to the file that it is given.
+        """
 
     def check(self, built: Engine) -> None:
         """Raise `BackupDamagedError` unless *built* is sound in itself."""
+
+    def refuse_existing(self) -> None:
+        """Raise `RefusedError` where there is a database already under the name that is ours."""
+
+    def publish(self, built: Engine) -> str:
+        """
+        Give a built database the name that is ours, where there is none yet; say where it is.
+
+        Raises:
+            ConflictError: There is one.
+        """
 
     def swap(self, built: Engine, at: datetime) -> str:
         """Put *built* in the place of the live one, at once or not at all; say where the old is."""
 
     def discard(self, built: Engine) -> None:
         """Remove a built database."""
+
+    def previous(self) -> list[datetime]:
+        """When the old databases that are still kept aside were."""
 
     def forget_previous(self, before: datetime) -> int:
         """Remove old databases that swaps before *before* have kept aside; return how many."""

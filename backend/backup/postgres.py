@@ -10,20 +10,23 @@ import secrets
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, BinaryIO, Final, cast
 
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend.backup.database import Snapshot, moment_of, stamp
 from backend.db_utils import make_engine
-from backend.errors import BackupDamagedError, UnavailableError
+from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
 
-_READ_BYTES: Final = 1024 * 1024
+_PIPE_BYTES: Final = 1024 * 1024
+# Nothing of a scratch database has to survive a crash, and what comes after is flushed with it.
+_LOAD_OPTIONS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
+_TRY_LOCK: Final = text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
 _SCRATCH: Final = "_restore_"
 _KEPT: Final = "_before_"
 _STAMP_CHARS: Final = 21
@@ -46,6 +49,19 @@ class PostgresDatabase:
         self._name = str(live.url.database)
 
     @contextmanager
+    def lock(self) -> Iterator[None]:
+        # In another database of the server: a swap ends all connections to this one.
+        admin = self._admin_engine()
+        try:
+            with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                taken = connection.execute(_TRY_LOCK, {"name": f"holdfast {self._name}"}).scalar()
+                if not taken:
+                    raise ConflictError("another backup or restore is running")
+                yield
+        finally:
+            admin.dispose()
+
+    @contextmanager
     def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
         with self._live.connect().execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -58,54 +74,60 @@ class PostgresDatabase:
             revision = connection.execute(
                 text("SELECT version_num FROM alembic_version")
             ).scalar_one()
-            dump = self._dump(str(exported), self._tool("pg_dump"))
-            yield Snapshot(counts, str(revision), dump)
+            size = int(
+                connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
+            )
+            with self._dump(str(exported), self._tool("pg_dump")) as (source, require_whole):
+                yield Snapshot(counts, str(revision), source, size, require_whole)
 
-    def _dump(self, snapshot: str, pg_dump: str) -> Iterator[bytes]:
+    @contextmanager
+    def _dump(self, snapshot: str, pg_dump: str) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
         command = [pg_dump, "-Fc", "-Z0", "--no-owner", "--no-privileges", f"--snapshot={snapshot}"]
         with subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self._environment(self._name),
+            pipesize=_PIPE_BYTES,
         ) as process:
             errors = _Collector(process.stderr)
+
+            def require_whole() -> None:
+                # Checked before the archive's last chunk: a failed dump can never be opened.
+                if process.wait() != 0:
+                    raise UnavailableError(f"pg_dump failed: {errors.first_line()}")
+
             try:
-                if process.stdout is not None:
-                    yield from iter(lambda: process.stdout.read(_READ_BYTES), b"")  # type: ignore[union-attr] # set above
+                yield cast("BinaryIO", process.stdout), require_whole
             except BaseException:
                 # The reader gave up: the dump must not go on.
                 process.kill()
                 raise
-            # Checked before the archive's last chunk: a failed dump can never be opened.
-            if process.wait() != 0:
-                raise UnavailableError(f"pg_dump failed: {errors.first_line()}")
 
-    def rebuild(self, dump: Iterator[bytes]) -> Engine:
+    def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
         name = f"{self._name[: _MAX_NAME_BYTES - 20]}{_SCRATCH}{secrets.token_hex(4)}"
         pg_restore = self._tool("pg_restore")
         self._administer(f"CREATE DATABASE {_quote(name)} TEMPLATE template0")
         built = make_engine(self._url_of(name).render_as_string(hide_password=False))
         try:
-            self._fill(name, pg_restore, dump)
+            self._fill(name, pg_restore, fill)
         except BaseException:
             self.discard(built)
             raise
         return built
 
-    def _fill(self, name: str, pg_restore: str, dump: Iterator[bytes]) -> None:
+    def _fill(self, name: str, pg_restore: str, fill: Callable[[BinaryIO], None]) -> None:
         command = [pg_restore, "--exit-on-error", "--single-transaction", "--no-owner"]
         with subprocess.Popen(
             [*command, "--no-privileges", "-d", name],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=self._environment(name),
+            env=self._environment(name) | {"PGOPTIONS": _LOAD_OPTIONS},
+            pipesize=_PIPE_BYTES,
         ) as process:
             try:
-                if process.stdin is not None:
-                    for chunk in dump:
-                        process.stdin.write(chunk)
-                    process.stdin.close()
+                with cast("BinaryIO", process.stdin) as stdin:
+                    fill(stdin)
             except BrokenPipeError:
                 process.wait()
             except BaseException:
@@ -119,6 +141,18 @@ class PostgresDatabase:
         # PostgreSQL checks foreign keys as it creates them; what is left is that it answers.
         with built.connect() as connection:
             connection.execute(text("SELECT 1"))
+
+    def refuse_existing(self) -> None:
+        if self._name in self._names():
+            raise RefusedError(f"the database {self._name} exists already")
+
+    def publish(self, built: Engine) -> str:
+        scratch = str(built.url.database)
+        built.dispose()
+        if self._name in self._names():
+            raise ConflictError(f"the database {self._name} exists already")
+        self._administer(f"ALTER DATABASE {_quote(scratch)} RENAME TO {_quote(self._name)}")
+        return self._name
 
     def swap(self, built: Engine, at: datetime) -> str:
         scratch = str(built.url.database)
@@ -162,18 +196,33 @@ class PostgresDatabase:
     def _kept_prefix(self) -> str:
         return f"{self._name[: _MAX_NAME_BYTES - len(_KEPT) - _STAMP_CHARS]}{_KEPT}"
 
+    def previous(self) -> list[datetime]:
+        return list(self._kept())
+
     def forget_previous(self, before: datetime) -> int:
-        gone = 0
+        old = [name for moment, name in self._kept().items() if moment < before]
+        for name in old:
+            self._administer(f"DROP DATABASE IF EXISTS {_quote(name)} WITH (FORCE)")
+        return len(old)
+
+    def _kept(self) -> dict[datetime, str]:
+        found = {}
         for name in self._names():
             with suppress(ValueError):
-                if moment_of(name.removeprefix(self._kept_prefix)) < before:
-                    self._administer(f"DROP DATABASE IF EXISTS {_quote(name)} WITH (FORCE)")
-                    gone += 1
-        return gone
+                found[moment_of(name.removeprefix(self._kept_prefix))] = name
+        return found
 
     def _names(self) -> list[str]:
-        with self._live.connect() as connection:
-            return list(connection.execute(text("SELECT datname FROM pg_database")).scalars())
+        return [str(row[0]) for row in self._ask("SELECT datname FROM pg_database")]
+
+    def _ask(self, statement: str) -> Sequence[Row[Any]]:
+        """Ask the server, in whichever database of it can be reached."""
+        admin = self._admin_engine()
+        try:
+            with admin.connect() as connection:
+                return connection.execute(text(statement)).all()
+        finally:
+            admin.dispose()
 
     def sweep(self) -> int:
         pattern = re.compile(
@@ -230,8 +279,7 @@ class PostgresDatabase:
         Raises:
             UnavailableError: None is.
         """
-        with self._live.connect() as connection:
-            server = connection.execute(text("SHOW server_version_num")).scalar_one()
+        ((server,),) = self._ask("SHOW server_version_num")
         wanted = int(server) // 10_000
         found = [Path("/usr/lib/postgresql") / str(wanted) / "bin" / name]
         found += sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)

@@ -9,19 +9,18 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from sqlalchemy import Engine
 
 from backend.backup.database import Snapshot, moment_of, stamp
 from backend.db_utils import make_engine, sqlite_path
-from backend.errors import BackupDamagedError, UnavailableError
+from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
 
-_READ_BYTES: Final = 1024 * 1024
 _SWAP_WAIT_SECONDS: Final = 30
 _SCRATCH_PREFIX: Final = ".holdfast-scratch-"
 _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
@@ -32,8 +31,13 @@ class SqliteDatabase:
 
     engine_name = "sqlite"
 
-    def __init__(self, live: Engine) -> None:
-        self._path = sqlite_path(live)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        # The file is on this machine, and so is everybody who may use it: see `exclusive`.
+        yield
 
     @contextmanager
     def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
@@ -55,14 +59,14 @@ class SqliteDatabase:
             # Read on through the descriptor: after a crash no plain copy is left on the disk.
             _unlink(copy)
         with file:
-            yield Snapshot(counts, str(revision), iter(lambda: file.read(_READ_BYTES), b""))
+            size = os.fstat(file.fileno()).st_size
+            yield Snapshot(counts, str(revision), file, size, lambda: None)
 
-    def rebuild(self, dump: Iterator[bytes]) -> Engine:
+    def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
         scratch = self._new_scratch_file()
         try:
             with _as_unavailable(), scratch.open("wb") as file:
-                for chunk in dump:
-                    file.write(chunk)
+                fill(file)
         except BaseException:
             _unlink(scratch)
             raise
@@ -77,6 +81,25 @@ class SqliteDatabase:
             sound, broken = False, None
         if not sound or broken:
             raise BackupDamagedError("the restored database is not sound")
+
+    def refuse_existing(self) -> None:
+        if self._path.exists() or self._path.is_symlink():
+            raise RefusedError(f"{self._path} exists already")
+        if not self._path.parent.is_dir():
+            raise RefusedError(f"{self._path.parent} is no folder")
+
+    def publish(self, built: Engine) -> str:
+        built.dispose()
+        scratch = sqlite_path(built)
+        with _as_unavailable(), closing(sqlite3.connect(scratch)) as connection:
+            # What is still in its log must be in the file that gets the name.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            # A link fails where a rename would replace.
+            os.link(scratch, self._path)
+        except FileExistsError:
+            raise ConflictError(f"{self._path} exists already") from None
+        return str(self._path)
 
     def swap(self, built: Engine, at: datetime) -> str:
         built.dispose()
@@ -106,14 +129,21 @@ class SqliteDatabase:
         built.dispose()
         _unlink(sqlite_path(built))
 
+    def previous(self) -> list[datetime]:
+        return list(self._kept())
+
     def forget_previous(self, before: datetime) -> int:
-        gone = 0
-        for kept in self._previous.glob(f"{self._path.stem}-*.db"):
+        old = [path for moment, path in self._kept().items() if moment < before]
+        for path in old:
+            _unlink(path)
+        return len(old)
+
+    def _kept(self) -> dict[datetime, Path]:
+        found = {}
+        for path in self._previous.glob(f"{self._path.stem}-*.db"):
             with suppress(ValueError):
-                if moment_of(kept.stem.removeprefix(f"{self._path.stem}-")) < before:
-                    _unlink(kept)
-                    gone += 1
-        return gone
+                found[moment_of(path.stem.removeprefix(f"{self._path.stem}-"))] = path
+        return found
 
     @property
     def _previous(self) -> Path:

@@ -2,14 +2,17 @@
 Where backups lie. An object appears under its name whole or not at all, and is never replaced.
 """
 
+import errno
+import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from backend.errors import (
     BackupDamagedError,
@@ -22,6 +25,55 @@ from backend.folders import make_private_folder, may_be_folder
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 _PARTIAL: Final = ".partial-"
+# What opening a link, or a socket, answers.
+_NOT_PLAIN: Final = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+_COPY_BYTES: Final = 1024 * 1024
+
+
+class Store(Protocol):
+    """Where backups lie: a folder here, or a bucket (`backend.backup.s3`)."""
+
+    def location(self, name: str) -> str:
+        """Say where *name* lies, for people."""
+
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """
+        Write a new object: it appears under *name*, durably, when the block ends.
+
+        Raises:
+            ConflictError: *name* exists.
+            UnavailableError: The store cannot be written; nothing is left behind.
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a small object, also in the place of one: the old one or the new one, never a mix."""
+
+    def copy_from(self, name: str, source: "Store") -> None:
+        """Copy an object of *source*, going on where an interrupted copy ended, if it can."""
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """
+        Read an object.
+
+        Raises:
+            NotFoundError: No such object.
+            BackupDamagedError: What lies there is no plain object.
+        """
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """Read a small object whole, or its first *limit_bytes*."""
+
+    def names(self, prefix: str, suffix: str) -> list[str]:
+        """List the whole objects with this prefix and suffix, sorted."""
+
+    def size(self, name: str) -> int:
+        """Return how many bytes an object has."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is gone already is no error."""
+
+    def sweep(self) -> int:
+        """Remove what killed writers left half-written; return how many."""
 
 
 class LocalStore:
@@ -34,7 +86,7 @@ class LocalStore:
 
     def __init__(self, location: str) -> None:
         if "://" in location and not location.startswith("file://"):
-            raise ConfigurationError("BACKUP_URL: only a folder is supported, not this scheme")
+            raise ConfigurationError("BACKUP_URL: a folder or s3://bucket/prefix, nothing else")
         self._folder = Path(location.removeprefix("file://")).absolute()
         if not may_be_folder(self._folder):
             raise ConfigurationError(f"BACKUP_URL: {self._folder} cannot be a folder of ours")
@@ -44,84 +96,60 @@ class LocalStore:
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """
-        Write a new object: it appears under *name* when the block ends, after fsync.
-
-        Raises:
-            ConflictError: *name* exists.
-            UnavailableError: The disk is full or gone; nothing is left behind.
-        """
         final = self._path(name)
-        partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         try:
-            make_private_folder(self._folder)
-        except OSError as err:
-            raise UnavailableError(f"the backup store cannot be made: {err.strerror}") from err
-        try:
-            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
+            with self._partial() as (partial, file):
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
                 # A link fails where a rename would replace.
                 os.link(partial, final)
-            finally:
-                partial.unlink(missing_ok=True)
-            self._sync_folder()
         except FileExistsError:
             raise ConflictError(f"{name} is already stored") from None
         except OSError as err:
-            raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
+            raise _unwritable(err) from err
 
     def replace(self, name: str, data: bytes) -> None:
-        """
-        Put *data* in the place of a small object: it is the old one or the new one, never a mix.
-
-        Raises:
-            UnavailableError: The disk is full or gone; the old object stays.
-        """
         final = self._path(name)
-        partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         try:
-            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
+            with self._partial() as (partial, file):
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(final)
-            self._sync_folder()
+                partial.rename(final)
         except OSError as err:
-            partial.unlink(missing_ok=True)
-            raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
+            raise _unwritable(err) from err
 
-    def overwrite_head(self, name: str, data: bytes) -> None:
-        """Write *data* over the beginning of an object; a kill may leave a mix: see `archive`."""
+    @contextmanager
+    def _partial(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """Open a new file under a name that no reader looks at; it is gone when the block ends."""
+        make_private_folder(self._folder)
+        partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            descriptor = os.open(self._path(name), os.O_WRONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as err:
-            raise UnavailableError(f"the backup store cannot be written: {err.strerror}") from err
+                # Says to `sweep` that its writer lives.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield partial, file
+        finally:
+            partial.unlink(missing_ok=True)
+        self._sync_folder()
+
+    def copy_from(self, name: str, source: Store) -> None:
+        with source.open(name) as file, self.create(name) as copy:
+            shutil.copyfileobj(file, copy, _COPY_BYTES)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """
-        Read an object.
-
-        Raises:
-            NotFoundError: No such object.
-            BackupDamagedError: A link, device or pipe lies in its place.
-        """
         try:
             # O_NONBLOCK: a pipe put in the place of a backup must not block us for ever.
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise NotFoundError(f"{name} is not in the backup store") from None
         except OSError as err:
-            raise BackupDamagedError(f"{name} is no plain file: {err.strerror}") from None
+            if err.errno in _NOT_PLAIN:
+                raise BackupDamagedError(f"{name} is no plain file: {err.strerror}") from None
+            raise _unreadable(err) from err
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise BackupDamagedError(f"{name} is no plain file")
@@ -129,42 +157,46 @@ class LocalStore:
             yield file
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """Read a small object whole."""
         with self.open(name) as file:
             return file.read(limit_bytes)
 
     def names(self, prefix: str, suffix: str) -> list[str]:
-        """
-        List the whole objects with this prefix and suffix, sorted.
+        found = (name for name in self._entries() if _NAME.fullmatch(name))
+        return sorted(n for n in found if n.startswith(prefix) and n.endswith(suffix))
 
-        Raises:
-            UnavailableError: The folder is there and cannot be read.
-        """
+    def _entries(self) -> list[str]:
         try:
             with os.scandir(self._folder) as entries:
-                found = [entry.name for entry in entries]
+                return [entry.name for entry in entries]
         except FileNotFoundError:
             return []
         except OSError as err:
-            raise UnavailableError(f"the backup store cannot be read: {err.strerror}") from err
-        return sorted(n for n in found if n.startswith(prefix) and n.endswith(suffix))
+            raise _unreadable(err) from err
 
     def size(self, name: str) -> int:
         with self.open(name) as file:
             return os.fstat(file.fileno()).st_size
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that is gone already is no error."""
-        with suppress(FileNotFoundError):
+        try:
             self._path(name).unlink()
             self._sync_folder()
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            raise _unwritable(err) from err
 
     def sweep(self) -> int:
-        """Remove what killed writers left half-written; return how many."""
-        left = self.names(_PARTIAL, "")
-        for name in left:
-            (self._folder / name).unlink(missing_ok=True)
-        return len(left)
+        partials = (name for name in self._entries() if name.startswith(_PARTIAL))
+        return sum(self._remove_abandoned(self._folder / name) for name in partials)
+
+    def _remove_abandoned(self, partial: Path) -> bool:
+        """Remove a half-written file, unless its writer lives: the kernel keeps its lock."""
+        with suppress(FileNotFoundError, BlockingIOError), partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+            return True
+        return False
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -177,3 +209,11 @@ class LocalStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _unwritable(err: OSError) -> UnavailableError:
+    return UnavailableError(f"the backup store cannot be written: {err.strerror}")
+
+
+def _unreadable(err: OSError) -> UnavailableError:
+    return UnavailableError(f"the backup store cannot be read: {err.strerror}")

@@ -1,80 +1,226 @@
 """Commands for backups."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
-from backend.cli.showing import AsJson, DryRun, print_json, print_table, show, show_rows, waiting
+from backend.cli.showing import (
+    AsJson,
+    DryRun,
+    print_json,
+    print_table,
+    progress,
+    refuse_new,
+    show,
+    show_rows,
+    warn,
+    write_new_with,
+)
 from backend.db_utils import session_scope
+from backend.errors import ConfigurationError, RefusedError
 from backend.models import BackupRecord
+from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
-from backend.services.restore_service import get_restore_service
+from backend.services.catalogue_service import get_catalogue_service
+from backend.services.dump_service import get_dump_service
+from backend.services.pruning_service import get_pruning_service
+from backend.services.restore_service import Restored, get_restore_service
 from backend.services.setup_service import get_setup_service
+from backend.services.store_service import using_store
+from backend.settings import get_settings
 
 app = typer.Typer(help="Backups: make, list, prove, restore.", no_args_is_help=True)
+From = Annotated[
+    str | None, typer.Option("--from", help="A store that is not BACKUP_URL: folder or s3://….")
+]
 
 
 @app.command()
 def create(*, label: Annotated[str | None, typer.Option()] = None, as_json: AsJson = False) -> None:
-    """Back up the database."""
+    """Back up the database, and look at the backup as BACKUP_VERIFY says."""
     get_setup_service().open()
-    with waiting("backing up"):
-        record = get_backup_service().create(COMMAND_LINE, label)
-    show(_backup_facts(record), as_json=as_json)
+    with progress("backing up") as bar:
+        record = get_backup_service().create(COMMAND_LINE, label, progress=bar)
+    show(_facts(record), as_json=as_json)
 
 
 @app.command("list")
 def list_backups(*, as_json: AsJson = False) -> None:
-    """List the backups, newest first."""
+    """List the backups, newest first, and say which are not what they should be."""
     get_setup_service().open()
     with session_scope(read_only=True) as session:
-        records = get_backup_service().list(session)
-    show_rows([_backup_facts(record) for record in records], as_json=as_json)
+        records = get_catalogue_service().records(session)
+        breaks = get_catalogue_service().breaks(session)
+        proven = get_catalogue_service().age(session).newest_proven
+    rows = [_facts(record) for record in records]
+    if as_json:
+        print_json({"items": rows, "breaks": breaks, "newest_proven_at": proven})
+        return
+    show_rows(rows, as_json=False)
+    print(f"newest backup that was proven to restore: {proven or 'none'}")
+    for each in breaks:
+        warn(f"backup {each.backup_id} {each.why}")
 
 
 @app.command()
 def verify(backup_id: UUID, *, as_json: AsJson = False) -> None:
     """Prove that a backup restores: rebuild it beside, check it, drop it."""
     get_setup_service().open()
-    with waiting("verifying"):
-        record = get_backup_service().verify(backup_id, COMMAND_LINE)
-    show(_backup_facts(record), as_json=as_json)
+    with progress("verifying") as bar:
+        record = get_backup_service().verify(backup_id, COMMAND_LINE, progress=bar)
+    show(_facts(record), as_json=as_json)
 
 
 @app.command()
 def restore(
-    backup_id: UUID,
+    backup_id: Annotated[UUID | None, typer.Argument(help="The newest one without it.")] = None,
     *,
     dry_run: DryRun = False,
     confirm: Annotated[bool, typer.Option("--confirm", help="Replace the live database.")] = False,
+    confirm_empty: Annotated[
+        bool, typer.Option("--confirm-empty", help="Also where that empties tables.")
+    ] = False,
+    from_: From = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="A new file or database, for a look at the backup.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore a backup and keep every promise made since."""
+    """Restore a backup and keep every promise made since; on a new machine, too."""
+    if to is not None and (dry_run or confirm):
+        raise RefusedError("--to leaves the live database alone: no --dry-run or --confirm with it")
+    if not (to or dry_run or confirm):
+        raise RefusedError("a restore replaces the live database: add --confirm, or --dry-run")
+    with _store(from_), progress("restoring") as bar:
+        if to is not None:
+            restored = get_restore_service().restore_to(backup_id, COMMAND_LINE, to, progress=bar)
+        else:
+            restored = get_restore_service().restore(
+                backup_id, COMMAND_LINE, dry_run=dry_run, confirm=confirm,
+                confirm_empty=confirm_empty, progress=bar,
+            )  # fmt: skip
+    if from_ is not None and confirm:
+        # The ledger and the list of backups must be where this installation looks for them.
+        get_restore_service().finish_ledger()
+        get_backup_service().recover()
+    _show_restored(restored, as_json=as_json)
+
+
+@app.command()
+def delete(backup_id: UUID) -> None:
+    """Delete a backup; the last good one, and one that is held, stay."""
     get_setup_service().open()
-    with waiting("restoring"):
-        restored = get_restore_service().restore(
-            backup_id, COMMAND_LINE, dry_run=dry_run, confirm=confirm
-        )
-    if as_json:
-        print_json(restored)
-        return
-    rows = [(name, change.live, change.restored) for name, change in restored.tables.items()]
-    print_table(("table", "rows before", "rows restored"), rows)
-    show(asdict(restored.reapplied) | {"old database": restored.previous}, as_json=False)
+    with session_scope() as session:
+        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
+
+
+@app.command()
+def hold(
+    backup_id: UUID,
+    *,
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])] = None,
+    release: Annotated[bool, typer.Option("--release")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a backup from being deleted until a day (of TIMEZONE), or release it."""
+    if (until is None) != release:
+        raise RefusedError("give either --until DAY or --release")
+    get_setup_service().open()
+    end = None if until is None else until.replace(tzinfo=get_settings().zone)
+    with session_scope() as session:
+        record = get_pruning_service().hold(session, backup_id, COMMAND_LINE, end)
+    show(_facts(record), as_json=as_json)
 
 
 @app.command()
 def prune(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Delete what is older than BACKUP_MAX_AGE_DAYS, databases kept by restores included."""
+    """Delete what no BACKUP_KEEP_… rule keeps or BACKUP_MAX_AGE_DAYS ends; say why of each."""
     get_setup_service().open()
     with session_scope() as session:
-        expired = get_backup_service().prune(session, COMMAND_LINE, dry_run=dry_run)
-    show_rows([{"backup": str(backup_id)} for backup_id in expired], as_json=as_json)
+        verdicts = get_pruning_service().prune(session, COMMAND_LINE, dry_run=dry_run)
+    gone = "would go" if dry_run else "deleted"
+    show_rows(
+        [
+            {
+                "backup": str(verdict.backup_id),
+                "created_at": verdict.created_at,
+                "verdict": "kept" if verdict.keep else gone,
+                "why": verdict.reason,
+            }
+            for verdict in verdicts
+        ],
+        as_json=as_json,
+    )
 
 
-def _backup_facts(record: BackupRecord) -> dict[str, Any]:
-    names = ("id", "label", "status", "size_bytes", "sha256", "created_at", "verified_at", "error")
+@app.command()
+def sync(*, as_json: AsJson = False) -> None:
+    """Make all stores of BACKUP_URL hold the same."""
+    get_setup_service().open()
+    show(asdict(get_backup_service().copy()), as_json=as_json)
+
+
+@app.command("copy")
+def copy_out(
+    backup_id: UUID,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A new file.")],
+    recipient: Annotated[
+        Path | None, typer.Option(help="File with one GPG public key; or BACKUP_GPG_RECIPIENT.")
+    ] = None,
+) -> None:
+    """Write a copy for the holder of a GPG key: `gpg -d FILE | zstd -d` gives the dump."""
+    key_file = recipient or get_settings().backup_gpg_recipient
+    if key_file is None:
+        raise ConfigurationError("give --recipient, or set BACKUP_GPG_RECIPIENT")
+    refuse_new(output)
+    get_setup_service().open()
+    manifest = get_catalogue_service().manifest(backup_id)
+    fingerprint = write_new_with(
+        output, lambda out: get_dump_service().wrap_copy(manifest, key_file, out)
+    )
+    print(f"{output}: opens with the key {fingerprint}")
+
+
+@contextmanager
+def _store(url: str | None) -> Iterator[None]:
+    """Work with another store, on a machine that may have nothing else yet."""
+    if url is None:
+        get_setup_service().open()
+        yield
+        return
+    with using_store(url):
+        get_setup_service().prepare()
+        get_setup_service().open()
+        get_archive_service().newest()
+        yield
+
+
+def _show_restored(restored: Restored, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(restored) | {"status": restored.status})
+        return
+    rows = [
+        (name, each.live, each.restored, each.lost, each.regained)
+        for name, each in restored.tables.items()
+    ]
+    print_table(("table", "rows before", "rows restored", "lost", "regained"), rows)
+    facts = {"backup": restored.backup_id, "made": restored.created_at, "status": restored.status}
+    facts |= asdict(restored.reapplied) | {"migrations": ", ".join(restored.migrations) or "none"}
+    where = {"old database": restored.previous, "restored to": restored.target}
+    show(facts | {name: at for name, at in where.items() if at}, as_json=False)
+    for each in restored.breaks:
+        warn(f"backup {each.backup_id} {each.why}")
+
+
+def _facts(record: BackupRecord) -> dict[str, Any]:
+    names = ("id", "label", "kind", "status", "size_bytes", "sha256", "created_at", "verified_at",
+             "held_until", "error")  # fmt: skip
     return {name: getattr(record, name) for name in names}

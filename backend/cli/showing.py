@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import orjson
 import typer
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from backend.errors import RefusedError
 
+Result = TypeVar("Result")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
 
@@ -41,19 +42,28 @@ def ask_passphrase(*, confirm: bool = False) -> str:
 
 def write_new(path: Path, chunks: Iterator[bytes]) -> None:
     """Write a new 0600 file, under its name only when it is whole."""
+
+    def write(file: BinaryIO) -> None:
+        file.writelines(chunks)
+
+    write_new_with(path, write)
+
+
+def write_new_with(path: Path, write: Callable[[BinaryIO], Result]) -> Result:
+    """Have *write* write a new 0600 file, under its name only when it is whole."""
     refuse_existing(path)
     # A name that nobody can have put there before, and 0600.
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            result = write(file)
             file.flush()
             os.fsync(descriptor)
         # A link fails where a rename would replace.
         os.link(partial, path)
     finally:
         Path(partial).unlink()
+    return result
 
 
 def refuse_new(path: Path) -> None:
@@ -80,6 +90,11 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=error, disable=not error.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what should be looked at, in a line of its own."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 @contextmanager

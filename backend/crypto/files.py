@@ -18,9 +18,9 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final, Protocol
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
@@ -66,6 +66,12 @@ class Slot:
     kind: int
     opener_id: bytes
     wrapped: bytes
+
+
+class Readable(Protocol):
+    """A source of bytes; fewer than asked for may come, none only at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Lock(Protocol):
@@ -149,8 +155,41 @@ class PassphraseLock:
         return Scrypt(salt=salt, length=32, n=2 ** log_n[0], r=8, p=1).derive(self._passphrase)
 
 
+@dataclass(frozen=True, slots=True)
+class PayloadKey:
+    """What seals or opens one file's payload; it can be handed to another process."""
+
+    data_key: bytes = field(repr=False)
+    context: bytes
+
+    def seal(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the payload for the plaintext in *chunks*."""
+        encryptor = Cobblestone256Encryptor(self.data_key, self.context)
+        for chunk in chunks:
+            yield encryptor.update(chunk)
+        yield encryptor.finalize()
+
+    def open(self, source: Readable) -> Iterator[bytes]:
+        """
+        Yield the plaintext of the payload in *source*.
+
+        Nothing may be published under its final name before the iterator has ended: only the
+        end proves that the payload was not cut.
+
+        Raises:
+            TamperedError: The payload was changed, cut or extended.
+        """
+        decryptor = Cobblestone256Decryptor(self.data_key, self.context)
+        try:
+            while data := source.read(READ_BYTES):
+                yield decryptor.update(data)
+            yield decryptor.finalize()
+        except InvalidTag:
+            raise TamperedError("the file was cut, extended or changed") from None
+
+
 class Sealer:
-    """Encrypts one file as a stream: emit `header`, then each `update`, then `finish`."""
+    """Encrypts one file as a stream: `header`, then the payload that `payload` seals."""
 
     def __init__(self, meta: Mapping[str, Any], locks: Iterable[Lock], *, now: datetime) -> None:
         data_key = Cobblestone256Encryptor.generate_key()
@@ -158,25 +197,20 @@ class Sealer:
         binding = hashlib.sha256(immutable).digest()
         slots = [lock.wrap(data_key, binding) for lock in locks]
         self.header = _pack_header(immutable, slots, data_key)
-        self._encryptor = Cobblestone256Encryptor(data_key, _context(binding))
-
-    def update(self, data: bytes) -> bytes:
-        return self._encryptor.update(data)
-
-    def finish(self) -> bytes:
-        return self._encryptor.finalize()
+        self.payload = PayloadKey(data_key, _context(binding))
 
     def seal(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the whole encrypted file for the plaintext in *chunks*."""
         yield self.header
-        for chunk in chunks:
-            yield self.update(chunk)
-        yield self.finish()
+        yield from self.payload.seal(chunks)
 
 
 class Opener:
     """
     Decrypts one file as a stream.
+
+    Args:
+        source: The whole file, or its header alone, for what `payload` then opens.
 
     Raises:
         MalformedTokenError: No file of ours, or a cut header.
@@ -184,7 +218,7 @@ class Opener:
         TamperedError: Header or payload was changed, cut or extended.
     """
 
-    def __init__(self, source: BinaryIO, lock: Lock) -> None:
+    def __init__(self, source: Readable, lock: Lock) -> None:
         header = source.read(HEADER_BYTES)
         immutable, self.meta, self.created_at, slots = _parse_header(header)
         binding = hashlib.sha256(immutable).digest()
@@ -193,21 +227,11 @@ class Opener:
             raise TamperedError("the file's header was changed")
         self.inner_keys = lock.inner_keys(slots, binding) if isinstance(lock, KeyringLock) else []
         self._source = source
-        self._decryptor = Cobblestone256Decryptor(data_key, _context(binding))
+        self.payload = PayloadKey(data_key, _context(binding))
 
     def chunks(self) -> Iterator[bytes]:
-        """
-        Yield the plaintext.
-
-        Nothing may be published under its final name before the iterator has ended: only the
-        end proves that the file was not cut.
-        """
-        try:
-            while data := self._source.read(READ_BYTES):
-                yield self._decryptor.update(data)
-            yield self._decryptor.finalize()
-        except InvalidTag:
-            raise TamperedError("the file was cut, extended or changed") from None
+        """Yield the plaintext; see `PayloadKey.open`."""
+        return self.payload.open(self._source)
 
 
 def rewrap(header: bytes, lock: KeyringLock, inner: Iterable[RootKey] = ()) -> bytes:

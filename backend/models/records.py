@@ -127,6 +127,18 @@ class BackupRecord(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True, info=not_personal(_WHEN))
     verified_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
     error: Mapped[str | None] = mapped_column(Text, info=not_personal("code of the failure"))
+    kind: Mapped[str] = mapped_column(
+        String(8),
+        default="full",
+        server_default="full",
+        info=not_personal("full, or what it adds to"),
+    )
+    bytes_done: Mapped[int | None] = mapped_column(
+        BigInteger, info=not_personal("how far a running backup is")
+    )
+    held_until: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, info=not_personal("until when it may not be deleted")
+    )
 
 
 class LedgerKind(StrEnum):

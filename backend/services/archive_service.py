@@ -1,53 +1,71 @@
 """Stored backups: their manifests, the database that one holds, and giving one to another key."""
 
 import fcntl
-import hashlib
-import hmac
+import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import lru_cache
-from typing import BinaryIO, Final, cast
+from pathlib import Path
+from typing import BinaryIO, Final
 from uuid import UUID
 
 from sqlalchemy import Engine, select
 
-from backend.backup.archive import (
-    DigestingReader,
+from backend.backup.archive import Stored
+from backend.backup.database import Database, count_rows
+from backend.backup.manifest import (
     Manifest,
     archive_name,
-    claimed_keys,
-    decompress,
+    header_name,
+    manifest_name,
     read_manifest,
+    stored_ids,
 )
-from backend.backup.database import Database, count_rows
 from backend.backup.postgres import PostgresDatabase
-from backend.backup.rewrap import finish_rewraps, rewrap_backup
 from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
-from backend.crypto.files import HEADER_BYTES, Opener, rewrap
-from backend.db_utils import get_engine, session_scope
+from backend.crypto.files import HEADER_BYTES, Opener, PayloadKey, rewrap
+from backend.crypto.keyring import RootKey
+from backend.db_utils import get_engine, session_scope, sqlite_path
 from backend.errors import (
     BackupDamagedError,
     ConflictError,
     CryptoError,
+    HoldfastError,
+    NotFoundError,
     SchemaMismatchError,
     UnknownKeyError,
 )
-from backend.models import DATA_MAP, BackupRecord
+from backend.models import DATA_MAP
 from backend.services.encryption_service import get_encryption_service
-from backend.services.ledger_service import store
 from backend.services.schema_service import get_schema_service
+from backend.services.store_service import addresses, claimed_by_backups, signer, store
+from backend.services.transfer_service import get_transfer_service
 from backend.settings import get_settings
 
 LOCK_FILE: Final = "backup.lock"
 _SAMPLE_ROWS: Final = 100
+_RETRY_SECONDS: Final = 0.1
+
+# Descriptors of the lock that this context holds, for processes that work for it.
+_held: ContextVar[tuple[int, ...]] = ContextVar("held", default=())
 
 
 class BackupKeyError(ConflictError):
     """A key that the backup needs is not configured: add it to `ENCRYPTION_KEYS_PREVIOUS`."""
 
     code = "unknown_key"
+
+
+Progress = Callable[[int, int], None]
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Report nothing."""
 
 
 class ArchiveService:
@@ -65,8 +83,39 @@ class ArchiveService:
         except UnknownKeyError as err:
             raise BackupKeyError(err.detail) from None
 
+    def manifests(self) -> dict[str, Manifest | HoldfastError]:
+        """Return every backup's manifest, or what is wrong with it, by id."""
+        found: dict[str, Manifest | HoldfastError] = {}
+        for backup_id in stored_ids(store()):
+            try:
+                found[backup_id] = self.manifest(UUID(backup_id))
+            except NotFoundError:
+                # Deleted by another process meanwhile.
+                continue
+            except (BackupDamagedError, BackupKeyError) as err:
+                found[backup_id] = err
+        return found
+
+    def newest(self) -> Manifest | None:
+        """Return the newest backup whose manifest can be read, which the next one names."""
+        found = [m for m in self.manifests().values() if isinstance(m, Manifest)]
+        return max(found, key=lambda manifest: manifest.moment, default=None)
+
+    def read_through(self, manifest: Manifest, progress: Progress = ignore) -> None:
+        """
+        Read a backup to its end, writing nothing: every tag, checksum and digest.
+
+        Raises:
+            BackupDamagedError: One of them is not right.
+            BackupKeyError: Its key is not configured.
+        """
+        with Path(os.devnull).open("wb") as nowhere, as_damage():
+            self._fill(nowhere, manifest, self.key(manifest)[0], progress)
+
     @contextmanager
-    def rebuilt(self, database: Database, manifest: Manifest) -> Iterator[Engine]:
+    def rebuilt(
+        self, database: Database, manifest: Manifest, progress: Progress = ignore
+    ) -> Iterator[Engine]:
         """
         Build the database of *manifest* beside the live one, migrate and prove it; drop it in the
         end.
@@ -83,21 +132,12 @@ class ArchiveService:
                 f"the backup is of {manifest.engine}, the database is {database.engine_name}"
             )
         get_schema_service().require_known(manifest.schema_revision)
-        finish_rewraps(store())
-        with _as_damage(), store().open(archive_name(manifest.id)) as file:
-            reader = DigestingReader(file, manifest)
-            opener = Opener(cast("BinaryIO", reader), get_encryption_service().file_lock())
-            if opener.meta.get("backup") != manifest.id:
-                raise BackupDamagedError("another backup lies under this name")
-            built = database.rebuild(decompress(opener.chunks(), manifest.plain_bytes))
-            stored_whole = reader.is_whole()
+        with as_damage():
+            key, inner_keys = self.key(manifest)
+            built = database.rebuild(lambda target: self._fill(target, manifest, key, progress))
         try:
-            with keyring.using(keyring.current().with_more(opener.inner_keys)):
-                with _as_damage():
-                    if not stored_whole:
-                        raise BackupDamagedError(
-                            "the stored backup is not the one its manifest names"
-                        )
+            with keyring.using(keyring.current().with_more(inner_keys)):
+                with as_damage():
                     database.check(built)
                     if count_rows(built, manifest.tables) != manifest.tables:
                         raise BackupDamagedError("the rows are not those that the manifest counts")
@@ -109,13 +149,58 @@ class ArchiveService:
             # After a swap there is nothing left to discard, and that is no error.
             database.discard(built)
 
+    def key(self, manifest: Manifest) -> tuple[PayloadKey, list[RootKey]]:
+        """
+        Return what opens the archive, and the keys that it brings along for its rows.
+
+        Raises:
+            BackupDamagedError: Its header was changed, or is another backup's.
+            UnknownKeyError: Its key is not configured.
+        """
+        opener = Opener(io.BytesIO(self._header(manifest)), get_encryption_service().file_lock())
+        if opener.meta.get("backup") != manifest.id:
+            raise BackupDamagedError("another backup lies under this name")
+        return opener.payload, opener.inner_keys
+
+    def stored(self, manifest: Manifest) -> Stored:
+        """Say where the archive of *manifest* lies."""
+        return Stored(
+            archive_name(manifest.id),
+            manifest.payload_offset,
+            manifest.plain_bytes,
+            manifest.sha256,
+        )
+
+    def _header(self, manifest: Manifest) -> bytes:
+        try:
+            return store().read(header_name(manifest.id), HEADER_BYTES)
+        except NotFoundError:
+            if not manifest.payload_offset:
+                raise BackupDamagedError("the header of the backup is missing") from None
+            # The first format: it is where the archive begins, unless it was given to another key.
+            return store().read(archive_name(manifest.id), HEADER_BYTES)
+
+    def _fill(
+        self, target: BinaryIO, manifest: Manifest, key: PayloadKey, progress: Progress
+    ) -> None:
+        get_transfer_service().read(
+            addresses()[0],
+            self.stored(manifest),
+            target,
+            key,
+            report=lambda done: progress(done, manifest.plain_bytes),
+            keep_open=lock_descriptors(),
+        )
+
     def needing_other_than(self, key_id: str) -> Sequence[str]:
         """The ids of backups that say they need another key than *key_id*."""
-        return [one for one, needed in claimed_keys(store()).items() if needed - {key_id}]
+        return [one for one, needed in claimed_by_backups().items() if needed - {key_id}]
 
     def rewrap(self, backup_id: UUID) -> None:
         """
-        Give a backup to the primary key; its payload is read and not rewritten.
+        Give a backup to the primary key: its header and its manifest are replaced, no more.
+
+        Killed between the two, both still open with the keys that are configured.
 
         Raises:
             BackupDamagedError: It is not what its manifest says.
@@ -124,26 +209,19 @@ class ArchiveService:
         """
         key_id = keyring.current().primary.key_id.hex()
         lock = get_encryption_service().file_lock()
-        with exclusive(), _as_damage():
-            finish_rewraps(store())
-            before = self.manifest(backup_id)
-            others = {before.key_id, *before.row_keys} - {key_id}
+        with exclusive(), as_damage():
+            manifest = self.manifest(backup_id)
+            self.key(manifest)
+            others = {manifest.key_id, *manifest.row_keys} - {key_id}
             inner = [keyring.current().find(bytes.fromhex(other)) for other in sorted(others)]
-            manifest = rewrap_backup(
-                store(),
-                before,
-                lambda header: rewrap(header, lock, inner),
-                header_bytes=HEADER_BYTES,
-                key_id=key_id,
-                sign=signer(key_id),
-            )
-            with session_scope() as session:
-                if record := session.get(BackupRecord, backup_id):
-                    record.sha256 = manifest.sha256
+            header = rewrap(self._header(manifest), lock, inner)
+            changed = replace(manifest, key_id=key_id, row_keys=[key_id])
+            store().replace(header_name(manifest.id), header)
+            store().replace(manifest_name(manifest.id), changed.document(signer(key_id)))
 
 
 @contextmanager
-def _as_damage() -> Iterator[None]:
+def as_damage() -> Iterator[None]:
     """Tell what is wrong with the file as what it means for the backup."""
     try:
         yield
@@ -155,40 +233,53 @@ def _as_damage() -> Iterator[None]:
 
 def live_database() -> Database:
     """The database of this process, as backups see it."""
-    engine = get_engine()
+    return database_of(get_engine())
+
+
+def database_of(engine: Engine) -> Database:
+    """A database as backups see it."""
     if engine.dialect.name == "sqlite":
-        return SqliteDatabase(engine)
+        return SqliteDatabase(sqlite_path(engine))
     return PostgresDatabase(engine)
 
 
 @contextmanager
-def exclusive() -> Iterator[None]:
+def exclusive(wait_seconds: float = 0) -> Iterator[None]:
     """
-    Let one backup, verification or restore run at a time on this machine.
+    Let one backup, verification or restore run at a time.
 
     Raises:
         ConflictError: Another one is running.
     """
     path = get_settings().data_dir / LOCK_FILE
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The kernel drops the lock with its process, so a crash cannot leave it behind.
+    # The kernel drops the lock with the last process that holds it, so none is left behind.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    token = _held.set((descriptor,))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ConflictError("another backup or restore is running") from None
+        _take(descriptor, time.monotonic() + wait_seconds)
+        with live_database().lock():
+            yield
     finally:
+        _held.reset(token)
         os.close(descriptor)
 
 
-def signer(key_id: str) -> Callable[[bytes], str]:
-    try:
-        key = keyring.current().find(bytes.fromhex(key_id))
-    except ValueError:
-        raise BackupDamagedError("the manifest of the backup was changed") from None
-    secret = key.derive("backup manifest")
-    return lambda body: hmac.new(secret, body, hashlib.sha256).hexdigest()
+def lock_descriptors() -> tuple[int, ...]:
+    """Descriptors of the lock that `exclusive` holds here, for processes that work for it."""
+    return _held.get()
+
+
+def _take(descriptor: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise ConflictError("another backup or restore is running") from None
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _open_sample(built: Engine) -> None:

@@ -1,131 +1,152 @@
-"""Backups: making, listing, proving and deleting them."""
+"""Backups: making, listing and proving them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
+from threading import Thread
 from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
 
-from backend.backup.archive import (
+from backend.backup.manifest import (
     Manifest,
     archive_name,
     delete_backup,
-    newest_digest,
-    stored_ids,
-    write_archive,
-    write_manifest,
+    escrow_name,
+    finish_deletions,
+    gone_ids,
 )
-from backend.backup.rewrap import finish_rewraps
-from backend.crypto import keyring
-from backend.crypto.files import Sealer
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
     ConflictError,
     HoldfastError,
-    NotFoundError,
     RefusedError,
+    UnavailableError,
 )
-from backend.models import BackupRecord, BackupStatus, Base, EncryptionKey
+from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import (
-    BackupKeyError,
+    Progress,
     exclusive,
     get_archive_service,
+    ignore,
     live_database,
-    signer,
 )
 from backend.services.audit_service import Actor, get_audit_service
-from backend.services.encryption_service import get_encryption_service
-from backend.services.ledger_service import store
-from backend.settings import get_settings
+from backend.services.catalogue_service import get_catalogue_service, record_of
+from backend.services.dump_service import get_dump_service
+from backend.services.ledger_service import get_ledger_service
+from backend.services.store_service import Synced, get_store_service, signer, store
+from backend.settings import BackupVerify, get_settings
 
 log = structlog.get_logger(__name__)
 MAX_LABEL_CHARS: Final = 100
+_PROGRESS_SECONDS: Final = 1
+_RECOVER_WAIT_SECONDS: Final = 2
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+
+
+def _nobody(_record: BackupRecord) -> None:
+    """Tell nobody."""
 
 
 class BackupService:
     """Makes backups in the store and keeps records of them."""
 
-    def create(self, actor: Actor, label: str | None = None) -> BackupRecord:
+    def create(
+        self,
+        actor: Actor,
+        label: str | None = None,
+        *,
+        progress: Progress = ignore,
+        begun: Callable[[BackupRecord], None] = _nobody,
+    ) -> BackupRecord:
         """
-        Back up the database; return when it is stored, durably and whole.
+        Back up the database; return when it is stored, durably and whole, and looked at again.
 
         Manages its own transactions: the record must exist before the first byte does.
+
+        Args:
+            progress: Told how many bytes are done, and of about how many.
+            begun: Given the record once it says `running`.
 
         Raises:
             RefusedError: *label* is too long, or no text.
             ConflictError: Another backup or restore is running.
             UnavailableError: The store or the dump tool fails; the record says `failed`.
+            BackupDamagedError: What was stored does not restore; the record says so.
         """
         if label is not None and not (len(label) <= MAX_LABEL_CHARS and is_storable(label)):
             raise RefusedError(f"a label is text of at most {MAX_LABEL_CHARS} characters")
         with exclusive():
-            backup_id = uuid4()
-            record = self._begin(backup_id, label)
+            _fail_abandoned()
+            record = self._begin(label)
+            begun(record)
             try:
-                manifest = self._write(record)
+                manifest = get_dump_service().write(record, _Recorder(record.id, progress))
             except BaseException as err:
-                self._fail(backup_id, actor, err)
+                self._fail(record.id, actor, err)
                 raise
-            return self._finish(manifest, actor)
+            self._finish(manifest, actor)
+            self._look_at(manifest, actor)
+            self._add_escrow(manifest, actor)
+            self._copy()
+            with session_scope(read_only=True) as session:
+                return session.get_one(BackupRecord, record.id)
 
-    def list(self, session: Session) -> list[BackupRecord]:
-        """
-        All backups, newest first: those in the store, and those running or failed.
+    def _look_at(self, manifest: Manifest, actor: Actor) -> None:
+        """Look at a new backup as `BACKUP_VERIFY` says; only damage is an error of the backup."""
+        wanted = get_settings().backup_verify
+        try:
+            if wanted is BackupVerify.READ:
+                get_archive_service().read_through(manifest)
+            elif wanted is BackupVerify.RESTORE:
+                self._prove(manifest, actor)
+        except BackupDamagedError:
+            raise
+        except HoldfastError as err:
+            # For want of room, say. The record says that it is not proven.
+            log.warning("backup_not_looked_at", backup=manifest.id, code=err.code)
 
-        The store is the truth. A record whose backup is gone is left out, and one that this
-        database does not know (it was restored from before) is taken from the manifest.
-        """
-        records = {record.id: record for record in session.scalars(select(BackupRecord))}
-        stored = {UUID(backup_id) for backup_id in stored_ids(store())}
-        found = [
-            record
-            for record in records.values()
-            if record.status is not BackupStatus.COMPLETE or record.id in stored
-        ]
-        for backup_id in stored - set(records):
-            with suppress(HoldfastError):
-                found.append(_record_of(get_archive_service().manifest(backup_id)))
-        return sorted(found, key=lambda record: record.created_at, reverse=True)
+    def _add_escrow(self, manifest: Manifest, actor: Actor) -> None:
+        """Add the copy for the holder of `BACKUP_GPG_RECIPIENT`; without it, the backup stands."""
+        recipient = get_settings().backup_gpg_recipient
+        if recipient is None:
+            return
+        outcome = "done"
+        try:
+            with store().create(escrow_name(manifest.id)) as out:
+                get_dump_service().wrap_copy(manifest, recipient, out)
+        except HoldfastError as err:
+            log.error("escrow_failed", backup=manifest.id, code=err.code)
+            outcome = err.code
+        with session_scope() as session:
+            get_audit_service().record(
+                session, "backup_escrowed", actor, outcome=outcome, backup=manifest.id
+            )
 
-    def get(self, session: Session, backup_id: UUID) -> BackupRecord:
-        """
-        Return one record.
+    def start(self, actor: Actor, label: str | None = None) -> BackupRecord:
+        """Begin a backup and return its record, `running`; how it ends, the record will say."""
+        begun: Future[BackupRecord] = Future()
 
-        Raises:
-            NotFoundError: No such backup.
-        """
-        record = session.get(BackupRecord, backup_id)
-        if record is None or record.status is BackupStatus.COMPLETE:
-            manifest = get_archive_service().manifest(backup_id)
-            return record or _record_of(manifest)
-        return record
+        def work() -> None:
+            try:
+                self.create(actor, label, begun=begun.set_result)
+            except HoldfastError as err:
+                # Once it has begun, its record says so.
+                if not begun.done():
+                    begun.set_exception(err)
 
-    def delete(self, session: Session, backup_id: UUID, actor: Actor) -> None:
-        """
-        Delete a backup.
+        Thread(target=work, name="backup").start()
+        return begun.result()
 
-        Raises:
-            NotFoundError: No such backup.
-            ConflictError: It is the only complete one.
-        """
-        stored, record = stored_ids(store()), session.get(BackupRecord, backup_id)
-        if record is None and str(backup_id) not in stored:
-            raise NotFoundError(f"no backup has the id {backup_id}")
-        if stored == [str(backup_id)]:
-            raise ConflictError("this is the only backup: make another one first")
-        # Its manifest is not read: a damaged backup can be deleted too.
-        delete_backup(store(), str(backup_id))
-        if record is not None:
-            session.delete(record)
-        get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
-
-    def verify(self, backup_id: UUID, actor: Actor) -> BackupRecord:
+    def verify(self, backup_id: UUID, actor: Actor, *, progress: Progress = ignore) -> BackupRecord:
         """
         Prove that a backup restores: rebuild it beside the live database, check it, drop it.
 
@@ -135,39 +156,51 @@ class BackupService:
             UnknownKeyError: Its key is not configured.
         """
         with exclusive():
-            manifest = get_archive_service().manifest(backup_id)
-            database = live_database()
-            with get_archive_service().rebuilt(database, manifest):
-                pass
-        with session_scope() as session:
-            record = session.merge(self.get(session, backup_id))
-            record.verified_at = datetime.now(UTC)
-            get_audit_service().record(session, "backup_verified", actor, backup=backup_id)
-        return record
+            try:
+                manifest = get_catalogue_service().manifest(backup_id)
+            except BackupDamagedError as err:
+                self._note_proof(backup_id, actor, err.code)
+                raise
+            self._prove(manifest, actor, progress)
+        with session_scope(read_only=True) as session:
+            return session.get_one(BackupRecord, backup_id)
 
-    def prune(
-        self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
-    ) -> Sequence[UUID]:
+    def prove_next(self, actor: Actor) -> list[UUID]:
         """
-        Delete what is older than `BACKUP_MAX_AGE_DAYS`; return the backups concerned.
+        Prove the newest backup, unless it is proven, and the one whose proof is the oldest.
 
-        That age is what erased people are told, so it beats every reason to keep a backup. It
-        counts for old databases that a restore has kept aside, too.
+        Raises:
+            BackupDamagedError: One does not restore; the others were looked at all the same.
         """
-        before = (now or datetime.now(UTC)) - timedelta(days=get_settings().backup_max_age_days)
-        expired = [r.id for r in self.list(session) if r.created_at < before]
-        if dry_run:
-            return expired
-        for backup_id in expired:
-            delete_backup(store(), str(backup_id))
-            if record := session.get(BackupRecord, backup_id):
-                session.delete(record)
-        forgotten = live_database().forget_previous(before)
-        if expired or forgotten:
-            get_audit_service().record(
-                session, "backups_pruned", actor, backups=len(expired), previous=forgotten
-            )
-        return expired
+        with session_scope(read_only=True) as session:
+            records = get_catalogue_service().records(session)
+        good = [r for r in records if r.status is BackupStatus.COMPLETE and r.error is None]
+        by_proof = sorted(good, key=lambda r: r.verified_at or _NEVER)
+        due = [r.id for r in good[:1] if r.verified_at is None] + [r.id for r in by_proof[:1]]
+        failed: HoldfastError | None = None
+        for backup_id in dict.fromkeys(due):
+            try:
+                self.verify(backup_id, actor)
+            except BackupDamagedError as err:
+                failed = err
+        if failed is not None:
+            raise failed
+        return due
+
+    def copy(self) -> Synced:
+        """
+        Make all stores hold the same; see `StoreService.sync`.
+
+        Raises:
+            ConflictError: A backup or restore is running; it is followed by this.
+        """
+        with exclusive():
+            return self._copy()
+
+    def _copy(self) -> Synced:
+        with session_scope(read_only=True) as session:
+            unsettled = get_ledger_service().unfinished(session)
+        return get_store_service().sync(unsettled)
 
     def recover(self) -> int:
         """
@@ -175,19 +208,20 @@ class BackupService:
 
         Returns:
             How many things were left behind; 0 where a backup is still running elsewhere.
+
+        Raises:
+            UnavailableError: The store cannot be reached.
         """
-        with suppress(ConflictError), exclusive():
-            left = store().sweep() + finish_rewraps(store()) + live_database().sweep()
-            with session_scope() as session:
-                running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
-                for record in session.scalars(running):
-                    record.status, record.error = BackupStatus.FAILED, "interrupted"
-                    delete_backup(store(), str(record.id))
-                    left += 1
+        # A process that was killed a moment ago may still have one that ends by itself.
+        with suppress(ConflictError), exclusive(_RECOVER_WAIT_SECONDS):
+            left = store().sweep() + live_database().sweep() + _fail_abandoned()
+            left += finish_deletions(store(), gone_ids(store(), signer))
+            get_catalogue_service().adopt()
             return left
         return 0
 
-    def _begin(self, backup_id: UUID, label: str | None) -> BackupRecord:
+    def _begin(self, label: str | None) -> BackupRecord:
+        backup_id = uuid4()
         with session_scope() as session:
             record = BackupRecord(
                 id=backup_id,
@@ -195,75 +229,84 @@ class BackupService:
                 status=BackupStatus.RUNNING,
                 location=store().location(archive_name(str(backup_id))),
                 created_at=datetime.now(UTC),
+                kind="full",
+                bytes_done=0,
             )
             session.add(record)
         return record
 
-    def _write(self, record: BackupRecord) -> Manifest:
-        backup_id = str(record.id)
-        previous = []
-        for stored in stored_ids(store()):
-            # One that is damaged is found by its own verification.
-            with suppress(BackupDamagedError, BackupKeyError):
-                previous.append(get_archive_service().manifest(UUID(stored)))
-        with session_scope(read_only=True) as session:
-            in_use = select(EncryptionKey.key_id).where(EncryptionKey.disabled_at.is_(None))
-            row_keys = sorted(session.scalars(in_use))
-        tables = [table.name for table in Base.metadata.sorted_tables]
-        sealer = Sealer(
-            {"kind": "backup", "backup": backup_id},
-            [get_encryption_service().file_lock()],
-            now=record.created_at,
-        )
-        with live_database().snapshot(tables) as snapshot:
-            with store().create(archive_name(backup_id)) as file:
-                written = write_archive(file, snapshot.dump, sealer.seal)
-            key_id = keyring.current().primary.key_id.hex()
-            manifest = Manifest(
-                id=backup_id,
-                label=record.label,
-                created_at=record.created_at.isoformat(),
-                engine=live_database().engine_name,
-                schema_revision=snapshot.schema_revision,
-                tables=dict(snapshot.tables),
-                key_id=key_id,
-                plain_bytes=written.plain_bytes,
-                size_bytes=written.size_bytes,
-                sha256=written.sha256,
-                previous=newest_digest(store(), previous),
-                row_keys=row_keys,
-            )
-        write_manifest(store(), manifest, signer(key_id))
-        return manifest
+    def _finish(self, manifest: Manifest, actor: Actor) -> None:
+        with session_scope() as session:
+            session.merge(record_of(manifest))
+            get_audit_service().record(session, "backup_created", actor, backup=manifest.id)
 
     def _fail(self, backup_id: UUID, actor: Actor, err: BaseException) -> None:
-        code = err.code if isinstance(err, HoldfastError) else type(err).__name__
+        code = _code(err)
         log.error("backup_failed", backup=str(backup_id), code=code)
-        delete_backup(store(), str(backup_id))
-        with session_scope() as session:
-            if record := session.get(BackupRecord, backup_id):
+        # Whatever fails here is done by the next start, or the next backup.
+        with suppress(UnavailableError, SQLAlchemyError):
+            delete_backup(store(), str(backup_id))
+            with session_scope() as session:
+                record = session.get_one(BackupRecord, backup_id)
                 record.status, record.error = BackupStatus.FAILED, code
+                get_audit_service().record(
+                    session, "backup_created", actor, outcome=code, backup=backup_id
+                )
+
+    def _prove(self, manifest: Manifest, actor: Actor, progress: Progress = ignore) -> None:
+        try:
+            with get_archive_service().rebuilt(live_database(), manifest, progress):
+                pass
+        except HoldfastError as err:
+            self._note_proof(UUID(manifest.id), actor, err.code)
+            raise
+        self._note_proof(UUID(manifest.id), actor, None)
+
+    def _note_proof(self, backup_id: UUID, actor: Actor, failure: str | None) -> None:
+        if failure:
+            log.error("backup_not_proven", backup=str(backup_id), code=failure)
+        with session_scope() as session:
+            record = session.get(BackupRecord, backup_id)
+            if record is None and failure is None:
+                record = session.merge(record_of(get_archive_service().manifest(backup_id)))
+            if record is not None and failure in (None, BackupDamagedError.code):
+                record.error = failure
+                record.verified_at = None if failure else datetime.now(UTC)
             get_audit_service().record(
-                session, "backup_created", actor, outcome=code, backup=backup_id
+                session, "backup_verified", actor, outcome=failure or "done", backup=backup_id
             )
 
-    def _finish(self, manifest: Manifest, actor: Actor) -> BackupRecord:
-        with session_scope() as session:
-            record = session.merge(_record_of(manifest))
-            get_audit_service().record(session, "backup_created", actor, backup=manifest.id)
-        return record
+
+class _Recorder:
+    """Writes into the record how far a backup is, now and then."""
+
+    def __init__(self, backup_id: UUID, progress: Progress) -> None:
+        self._backup_id, self._progress = backup_id, progress
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress(done, total)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PROGRESS_SECONDS
+            # A busy database must not stop its backup.
+            with suppress(SQLAlchemyError, UnavailableError), session_scope() as session:
+                mine = update(BackupRecord).where(BackupRecord.id == self._backup_id)
+                session.execute(mine.values(bytes_done=done))
 
 
-def _record_of(manifest: Manifest) -> BackupRecord:
-    return BackupRecord(
-        id=UUID(manifest.id),
-        label=manifest.label,
-        status=BackupStatus.COMPLETE,
-        size_bytes=manifest.size_bytes,
-        sha256=manifest.sha256,
-        location=store().location(archive_name(manifest.id)),
-        created_at=datetime.fromisoformat(manifest.created_at),
-    )
+def _fail_abandoned() -> int:
+    """Whoever holds the lock knows that no other backup is running, whatever records say."""
+    with session_scope() as session:
+        running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
+        records = session.scalars(running).all()
+        for record in records:
+            delete_backup(store(), str(record.id))
+            record.status, record.error = BackupStatus.FAILED, "interrupted"
+    return len(records)
+
+
+def _code(err: BaseException) -> str:
+    return err.code if isinstance(err, HoldfastError) else type(err).__name__
 
 
 @lru_cache(maxsize=1)

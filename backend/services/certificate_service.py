@@ -14,6 +14,7 @@ from backend.crypto import certificates, signing
 from backend.errors import ConfigurationError, ConflictError, NotFoundError
 from backend.models import ErasureRecord, ErasureStatus, Installation
 from backend.privacy.scan import Scan
+from backend.settings import get_settings
 
 # How long a scan may take before its process is taken for dead: reading a table of 10**8 cells.
 SCAN_GIVEN_UP_AFTER: Final = timedelta(hours=1)
@@ -67,6 +68,43 @@ class CertificateService:
                 raise ConflictError("the scan after this erasure has not ended yet")
             self.issue(session, record, None)
         return (record.certificate or "").encode()
+
+    def backup_gone(self, session: Session, backup_id: UUID, kept_aside: Sequence[datetime]) -> int:
+        """
+        Tell earlier dates in certificates that name a backup which is no more; return how many.
+
+        Those whose date has passed stay as they are: what they say has come true.
+
+        Args:
+            kept_aside: When old databases that still exist were put aside by a restore; those of
+                before an erasure hold the person too.
+        """
+        days = timedelta(days=get_settings().backup_max_age_days)
+        now, name = datetime.now(UTC), str(backup_id)
+        named = select(ErasureRecord).where(ErasureRecord.statement.contains(name))
+        changed = 0
+        for record in session.scalars(named):
+            statement: dict[str, Any] = orjson.loads(record.statement)
+            if datetime.fromisoformat(statement["backups_expire_at"]) <= now:
+                continue
+            left = [each for each in statement["backups"] if each["id"] != name]
+            held = [datetime.fromisoformat(each["created_at"]) for each in left]
+            # A restore after the erasure keeps aside what was live then, without the person.
+            held += [moment for moment in kept_aside if moment <= record.erased_at]
+            last = max((moment + days for moment in held), default=now)
+            told = {"backups": left, "backups_expire_at": last.isoformat(timespec="seconds")}
+            self._tell(session, record, statement, told)
+            changed += 1
+        return changed
+
+    def _tell(
+        self, session: Session, record: ErasureRecord, before: dict[str, Any], told: dict[str, Any]
+    ) -> None:
+        record.statement = orjson.dumps(before | told).decode()
+        if record.certificate is not None:
+            signed = orjson.loads(record.certificate)["statement"]
+            key = self._signing_key(session)
+            record.certificate = certificates.issue(signed | told, key).decode()
 
     def _signing_key(self, session: Session) -> bytes:
         """Return the installation's own key; it is made when the first certificate needs it."""

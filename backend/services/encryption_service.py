@@ -11,7 +11,6 @@ import structlog
 from sqlalchemy import inspect, select, update
 from sqlalchemy.orm import Session
 
-from backend.backup import archive
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
 from backend.crypto.codecs import encode_text
@@ -28,7 +27,7 @@ from backend.errors import (
 )
 from backend.models import EncryptionKey
 from backend.services import ledger_service
-from backend.services.ledger_service import store
+from backend.services.store_service import claimed_by_backups
 from backend.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
@@ -203,9 +202,8 @@ class EncryptionService:
 
     def _expected_key(self) -> str:
         """Name the keys that existing data and backups need; empty where there are none yet."""
-        ids = set().union(*archive.claimed_keys(store()).values()) | set(
-            ledger_service.sealed_with().values()
-        )
+        ids = {key_id for _, _, key_id in ledger_service.sealed_with()}
+        ids.update(*claimed_by_backups().values())
         engine = get_engine() if database_may_exist() else None
         if engine is not None and inspect(engine).has_table(EncryptionKey.__tablename__):
             with session_scope(engine, read_only=True) as session:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import structlog
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,8 @@ from backend.db_utils import (
 from backend.errors import ConflictError, HoldfastError, StalePlanError
 from backend.models import (
     DATA_MAP,
+    BackupRecord,
+    BackupStatus,
     ErasureRecord,
     ErasureStatus,
     LedgerEntry,
@@ -152,7 +154,7 @@ class ErasureService:
         done = Erasure(erasure_id, dry_run, plan, not_reached, expires_at, words, sampled)
         if entry is not None:
             session.execute(delete(PlannedErasure).where(PlannedErasure.subject_ref == subject.ref))
-            statement = _statement(entry, plan.counts, plan, not_reached)
+            statement = _statement(session, entry, plan.counts, plan, not_reached)
             session.add(_record(entry, ErasureStatus(done.status), statement))
         get_audit_service().record(
             session, "erasure", actor, outcome="dry_run" if dry_run else "done",
@@ -206,14 +208,15 @@ class ErasureService:
                 carry_out_erasure(session, DATA_MAP, plan, subject.rows, now)
                 done.add(entry.id)
                 if session.get(ErasureRecord, entry.id) is None:
-                    self._record_again(session, entry, _statement(entry, plan.counts, plan))
+                    done_again = _statement(session, entry, plan.counts, plan)
+                    self._record_again(session, entry, done_again)
         redacted = get_mention_service().redact_again(session, entries, now)
         for entry in entries:
             if entry.id in redacted and session.get(ErasureRecord, entry.id) is None:
                 tables = {
                     name: {Outcome.REDACTED: rows} for name, rows in redacted[entry.id].items()
                 }
-                self._record_again(session, entry, _statement(entry, tables, None))
+                self._record_again(session, entry, _statement(session, entry, tables, None))
         return len(done | redacted.keys())
 
     def _record_again(
@@ -332,7 +335,11 @@ def _by_step(plan: ErasurePlan) -> dict[str, list[Any]]:
 
 
 def _statement(
-    entry: LedgerEntry, tables: Tables, plan: ErasurePlan | None, not_reached: Sequence[str] = ()
+    session: Session,
+    entry: LedgerEntry,
+    tables: Tables,
+    plan: ErasurePlan | None,
+    not_reached: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Say what was done, naming nobody: no reference either, which would tie two acts together."""
     expires_at = entry.recorded_at + timedelta(days=get_settings().backup_max_age_days)
@@ -349,8 +356,17 @@ def _statement(
         },
         "retained": [asdict(kept) for kept in plan.retained] if plan else [],
         "not_reached": not_reached,
+        "backups": _backups(session),
         "backups_expire_at": expires_at,
     }
+
+
+def _backups(session: Session) -> list[dict[str, Any]]:
+    """Name the backups that were made while the person was there."""
+    there = select(BackupRecord.id, BackupRecord.created_at).where(
+        BackupRecord.status != BackupStatus.FAILED
+    )
+    return [row._asdict() for row in session.execute(there.order_by(BackupRecord.created_at))]
 
 
 def _record(entry: LedgerEntry, status: ErasureStatus, statement: dict[str, Any]) -> ErasureRecord:

@@ -9,14 +9,14 @@ from typing import Any, Final
 from sqlalchemy import Column, Text, func, select, type_coerce
 from sqlalchemy.orm import Session
 
-from backend.backup.archive import claimed_keys
 from backend.crypto import keyring
 from backend.crypto.blind_index import TERM_PREFIX
 from backend.crypto.columns import Encrypted
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import TEXT_PREFIX
 from backend.models import BLIND_INDEXES, DATA_MAP, EncryptionKey
-from backend.services.ledger_service import sealed_with, store
+from backend.services.ledger_service import sealed_with
+from backend.services.store_service import claimed_by_backups
 
 # NIST SP 800-38D, 8.3: at most 2**32 messages per key with random nonces.
 MESSAGE_LIMIT: Final = 2**32
@@ -71,9 +71,9 @@ class KeyUseService:
         for indexed in BLIND_INDEXES:
             for key_id, count in _counts(session, indexed.index_column, TERM_PREFIX).items():
                 found.setdefault(key_id, KeyUse()).terms[_name(indexed.index_column)] = count
-        for key_id, count in Counter(sealed_with().values()).items():
+        for key_id, count in Counter(key_id for _, _, key_id in sealed_with()).items():
             found.setdefault(key_id, KeyUse()).ledger = count
-        needed = Counter(key_id for ids in claimed_keys(store()).values() for key_id in ids)
+        needed = Counter(key_id for ids in claimed_by_backups().values() for key_id in ids)
         for key_id, count in needed.items():
             found.setdefault(key_id, KeyUse()).backups = count
         return found

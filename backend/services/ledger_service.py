@@ -14,10 +14,10 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
-from backend.backup.storage import LocalStore
+from backend.backup.storage import Store
 from backend.crypto import keyring
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import Scope
@@ -26,7 +26,7 @@ from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import Actor
 from backend.services.reference_service import reference_to
-from backend.settings import get_settings
+from backend.services.store_service import get_store_service, store, stores
 
 _SCOPE: Final = Scope("ledger")
 _PREFIX: Final = "ledger-"
@@ -78,8 +78,15 @@ class LedgerService:
             recorded_by=actor.ref(session),
             identity_refs=orjson.dumps(identity_refs).decode() if identity_refs else None,
         )
-        self._store_object(entry)
+        name = self._store_object(entry)
         session.add(entry)
+        # Elsewhere only what has happened: an act that is taken back must not be found there.
+        event.listen(
+            session,
+            "after_commit",
+            lambda _session: get_store_service().put_copies(name),
+            once=True,
+        )
         return entry
 
     def withdraw_object(self, entry: LedgerEntry) -> None:
@@ -128,24 +135,24 @@ class LedgerService:
         Only of entries that *session* knows: an act that is under way may still take its object
         back, and writing that again would carry the act out after all.
         """
-        primary = keyring.current().primary.key_id
+        primary = keyring.current().primary.key_id.hex()
         known = {_name(key) for key in session.scalars(select(LedgerEntry.id))}
         old = [
-            name for name, key_id in sealed_with().items()
-            if key_id != primary.hex() and name in known
+            (where, name) for where, name, key_id in sealed_with()
+            if key_id != primary and name in known
         ]  # fmt: skip
-        for name in old:
+        for where, name in old:
             cipher = keyring.current().cipher(_SCOPE)
-            body = cipher.open(store().read(name, _MAX_OBJECT_BYTES), name.encode())
-            store().replace(name, cipher.seal(body, name.encode()))
+            body = cipher.open(where.read(name, _MAX_OBJECT_BYTES), name.encode())
+            where.replace(name, cipher.seal(body, name.encode()))
         return len(old)
 
-    def unfinished(self, session: Session) -> bool:
-        """Whether the store holds an entry that this database does not know."""
+    def unfinished(self, session: Session) -> set[str]:
+        """The objects in the store whose entries this database does not know."""
         known = {_name(key) for key in session.scalars(select(LedgerEntry.id))}
-        return any(name not in known for name in store().names(_PREFIX, _SUFFIX))
+        return set(store().names(_PREFIX, _SUFFIX)) - known
 
-    def _store_object(self, entry: LedgerEntry) -> None:
+    def _store_object(self, entry: LedgerEntry) -> str:
         name = _name(entry.id)
         body = {
             "id": entry.id,
@@ -159,6 +166,7 @@ class LedgerService:
         sealed = keyring.current().cipher(_SCOPE).seal(orjson.dumps(body), name.encode())
         with store().create(name) as file:
             file.write(sealed)
+        return name
 
     def _stored_entries(self, session: Session) -> list[LedgerEntry]:
         """Read the store's entries and add this database's own, oldest first."""
@@ -196,15 +204,13 @@ class LedgerService:
         return True
 
 
-def store() -> LocalStore:
-    """The place where backups and ledger objects lie."""
-    return LocalStore(get_settings().backup_location)
-
-
-def sealed_with() -> dict[str, str]:
-    """Return which key each stored entry says it needs, by name; not authenticated."""
-    names = store().names(_PREFIX, _SUFFIX)
-    return {name: store().read(name, 1 + KEY_ID_BYTES)[1:].hex() for name in names}
+def sealed_with() -> list[tuple[Store, str, str]]:
+    """Return each stored entry: where it lies, its name, and the key it says it needs."""
+    return [
+        (where, name, where.read(name, 1 + KEY_ID_BYTES)[1:].hex())
+        for where in stores()
+        for name in where.names(_PREFIX, _SUFFIX)
+    ]
 
 
 def _name(entry_id: UUID) -> str:

@@ -161,7 +161,9 @@ def _protections_now(session: Session) -> Protections:
 
 def _measures(policies: list[Policy]) -> tuple[Measure, ...]:
     settings = get_settings()
-    stored = "S3 storage" if settings.backup_location.startswith("s3:") else "a folder"
+    stored = " and ".join(
+        "S3 storage" if url.startswith("s3:") else "a folder" for url in settings.backup_locations
+    )
     enforced = sum(policy.enabled for policy in policies)
     runs = (
         f"daily at {settings.retention_time} ({settings.timezone})"

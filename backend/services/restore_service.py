@@ -5,40 +5,70 @@ The backup is rebuilt beside the live database and proven; control tables are ca
 the live one; erasures, withdrawals and retention are applied again; only then are the two swapped.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Engine, Integer, delete, func, insert, select, update
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from backend.backup.database import Database
+from backend.backup.manifest import Break, Manifest
+from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
 from backend.db_utils import (
     empty_wal_after_commit,
     forget_copies,
     get_engine,
+    make_engine,
     session_scope,
     snapshot_scope,
     writes_paused,
 )
-from backend.errors import RefusedError
-from backend.models import DATA_MAP, DataConsent, Installation, User
-from backend.privacy.mapped_tables import MappedTable
-from backend.privacy.sql import last_number, reserve_numbers
-from backend.services.archive_service import exclusive, get_archive_service, live_database
+from backend.errors import (
+    ConfigurationError,
+    ConflictError,
+    HoldfastError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
+from backend.models import DATA_MAP
+from backend.privacy.comparison import TableChange, compare
+from backend.services.archive_service import (
+    Progress,
+    database_of,
+    exclusive,
+    get_archive_service,
+    ignore,
+    live_database,
+)
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.carry_over_service import get_carry_over_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
 from backend.services.ledger_service import Replayed, get_ledger_service
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
+from backend.services.schema_service import get_schema_service
 
 log = structlog.get_logger(__name__)
 _ROWS_PER_COPY: Final = 500
+
+
+class EmptyingError(ConflictError):
+    """The restore would empty tables that have rows, and that was not confirmed."""
+
+    code = "would_empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,63 +82,128 @@ class Reapplied:
 
 
 @dataclass(frozen=True, slots=True)
-class TableChange:
-    """Rows of one table in the live database, and in what replaces it."""
-
-    live: int
-    restored: int
-
-
-@dataclass(frozen=True, slots=True)
 class Restored:
-    """A restore, done or tried; *previous* says where the old database is kept."""
+    """
+    A restore, done or tried.
+
+    Attributes:
+        emptied: Tables that have rows, of which the backup brings none.
+        migrations: Revisions of the schema that the backup lacks.
+        previous: Where the old database is kept.
+        target: Where the backup was restored to for a look, in the place of nothing.
+        breaks: Backups in the store that are not what they should be.
+    """
 
     backup_id: UUID
+    created_at: datetime
     dry_run: bool
     reapplied: Reapplied
     tables: dict[str, TableChange]
-    previous: str | None
+    emptied: list[str]
+    migrations: list[str]
+    previous: str | None = None
+    target: str | None = None
+    breaks: list[Break] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        return "planned" if self.dry_run else "restored"
 
 
 class RestoreService:
-    """Puts a backup in the place of the live database."""
+    """Puts a backup in the place of the live database, or beside it for a look."""
 
-    def restore(self, backup_id: UUID, actor: Actor, *, dry_run: bool, confirm: bool) -> Restored:
+    def restore(
+        self,
+        backup_id: UUID | None,
+        actor: Actor,
+        *,
+        dry_run: bool,
+        confirm: bool,
+        confirm_empty: bool = False,
+        progress: Progress = ignore,
+    ) -> Restored:
         """
         Restore a backup, or say what that would change.
+
+        Args:
+            backup_id: `None` for the newest one.
+            confirm_empty: Also where tables that have rows now would have none.
+            progress: Told how many bytes are done, and of how many.
 
         Raises:
             RefusedError: Neither a dry run nor confirmed.
             NotFoundError: No such backup.
             BackupDamagedError: It is not what its manifest says; the live data are untouched.
             SchemaMismatchError: It was written by a newer version or on another engine.
-            ConflictError: Another backup or restore is running.
+            ConflictError: Another backup or restore is running, or the backup is not complete.
         """
         if not dry_run and not confirm:
             raise RefusedError("a restore replaces the live database: set confirm to true")
-        with exclusive():
-            manifest = get_archive_service().manifest(backup_id)
-            database = live_database()
-            configured = {key.key_id.hex() for key in keyring.current().keys}
-            with get_archive_service().rebuilt(database, manifest) as built:
-                # Keys that the backup brought along are not configured: nothing may need them.
-                get_rotation_service().rotate_rows(built, configured)
-                get_rotation_service().index_missing(built)
+        asked = "dry_run" if dry_run else "done"
+        with exclusive(), _recorded(actor, backup_id, asked) as note:
+            manifest = self._manifest(backup_id)
+            with self._rebuilt(live_database(), manifest, progress) as built:
                 if dry_run:
-                    restored = self._prepare(built, backup_id, actor, previous=None)
+                    restored = self._prepare(built, manifest, actor)
                 else:
                     with writes_paused():
-                        restored = self._put_in_place(built, backup_id, actor)
+                        restored = self._put_in_place(built, manifest, actor, confirm_empty)
             if not dry_run:
                 self._apply_late_entries()
                 with session_scope(read_only=True) as session:
                     get_column_service().apply(session)
-        with session_scope() as session:
-            get_audit_service().record(
-                session, "restore", actor, outcome="dry_run" if dry_run else "done",
-                backup=backup_id, erasures=restored.reapplied.erasures,
-            )  # fmt: skip
-        return restored
+            note(restored)
+        with session_scope(read_only=True) as session:
+            return replace(restored, breaks=get_catalogue_service().breaks(session))
+
+    def restore_to(
+        self,
+        backup_id: UUID | None,
+        actor: Actor,
+        target: str,
+        *,
+        progress: Progress = ignore,
+    ) -> Restored:
+        """
+        Restore a backup beside the live database, for a look; the live one stays as it is.
+
+        Every promise is kept there too: nobody who was erased is back.
+
+        Args:
+            target: A SQLite file or database URL that does not exist yet.
+
+        Raises:
+            RefusedError: It exists, or is no such address.
+            HoldfastError: As `restore`.
+        """
+        database = _database_at(target)
+        with exclusive(), _recorded(actor, backup_id, "beside") as note:
+            manifest = self._manifest(backup_id)
+            with self._rebuilt(database, manifest, progress) as built:
+                restored = self._prepare(built, manifest, actor)
+                where = database.publish(built)
+            note(restored)
+        return replace(restored, dry_run=False, target=where)
+
+    def _manifest(self, backup_id: UUID | None) -> Manifest:
+        if backup_id is not None:
+            return get_catalogue_service().manifest(backup_id)
+        newest = get_archive_service().newest()
+        if newest is None:
+            raise NotFoundError("there is no backup in the store")
+        return newest
+
+    @contextmanager
+    def _rebuilt(
+        self, database: Database, manifest: Manifest, progress: Progress
+    ) -> Iterator[Engine]:
+        configured = {key.key_id.hex() for key in keyring.current().keys}
+        with get_archive_service().rebuilt(database, manifest, progress) as built:
+            # Keys that the backup brought along are not configured: nothing may need them.
+            get_rotation_service().rotate_rows(built, configured)
+            get_rotation_service().index_missing(built)
+            yield built
 
     def recover(self, session: Session) -> Replayed:
         """Finish acts of the ledger that a killed process, or a database restored by other
@@ -128,34 +223,45 @@ class RestoreService:
                 log.warning("statistics_kept", tables=left)
         return replayed
 
-    def _put_in_place(self, built: Engine, backup_id: UUID, actor: Actor) -> Restored:
-        prepared = self._prepare(built, backup_id, actor, previous=None)
-        kept = live_database().swap(built, datetime.now(UTC))
-        log.warning("restored", backup=str(backup_id), previous=kept)
-        return Restored(backup_id, False, prepared.reapplied, prepared.tables, kept)
-
-    def _prepare(
-        self, built: Engine, backup_id: UUID, actor: Actor, *, previous: str | None
+    def _put_in_place(
+        self, built: Engine, manifest: Manifest, actor: Actor, confirm_empty: bool
     ) -> Restored:
+        restored = self._prepare(built, manifest, actor)
+        if restored.emptied and not confirm_empty:
+            raise EmptyingError(
+                "the restore would leave these tables without a row: "
+                f"{', '.join(restored.emptied)}; set confirm_empty to true if that is meant",
+                tables=restored.emptied,
+            )
+        kept = live_database().swap(built, datetime.now(UTC))
+        log.warning("restored", backup=manifest.id, previous=kept)
+        return replace(restored, dry_run=False, previous=kept)
+
+    def _prepare(self, built: Engine, manifest: Manifest, actor: Actor) -> Restored:
         """Keep every promise in *built* that was made in the live database since."""
         with snapshot_scope() as live, session_scope(built) as restored:
             get_encryption_service().check(restored)
             get_encryption_service().note_primary(restored)
-            consents = self._carry_over(live, restored)
-            _advance_row_numbers(live, restored)
-            self._carry_over_accounts(live, restored)
+            consents = get_carry_over_service().carry_over(live, restored)
             restricted = _restricted_rows(restored)
             replayed = self.recover(restored)
             restricted = _restricted_rows(restored) - restricted
             run = get_retention_service().apply(restored, actor, dry_run=False)
-            tables = {
-                mapped.name: TableChange(_count(live, mapped), _count(restored, mapped))
-                for mapped in DATA_MAP.of_people
-            }
-        reapplied = Reapplied(
-            replayed.erasures, consents + replayed.consents, restricted, run.affected
+            restored.flush()
+            tables = {m.name: compare(live, restored, m) for m in DATA_MAP.of_people}
+        return Restored(
+            UUID(manifest.id),
+            manifest.moment,
+            True,
+            Reapplied(replayed.erasures, consents + replayed.consents, restricted, run.affected),
+            tables,
+            [
+                name
+                for name, each in tables.items()
+                if each.live and not each.restored and not manifest.tables.get(name)
+            ],
+            get_schema_service().missing_in(manifest.schema_revision),
         )
-        return Restored(backup_id, True, reapplied, tables, previous)
 
     def _apply_late_entries(self) -> None:
         """Another process may have erased somebody while the swap was prepared."""
@@ -163,54 +269,6 @@ class RestoreService:
             unfinished = get_ledger_service().unfinished(session)
         if unfinished:
             self.finish_ledger()
-
-    def _carry_over(self, live: Session, restored: Session) -> int:
-        """
-        Replace the backup's control rows by the live ones; return how many consents are new.
-
-        Only where both are the same installation: on a new machine the backup's are all there is.
-        """
-        ours, theirs = (s.scalars(select(Installation)).one() for s in (live, restored))
-        if ours.id != theirs.id:
-            return 0
-        # A backup of before the first certificate has no key for them.
-        theirs.signing_key = ours.signing_key
-        saved = set(restored.scalars(select(DataConsent.id)))
-        there, here = (set(s.scalars(select(User.id))) for s in (restored, live))
-        for mapped in DATA_MAP.carried_over:
-            _make_room(restored, mapped, sorted(there & here))
-            rows = live.execute(select(mapped.table).execution_options(yield_per=_ROWS_PER_COPY))
-            for part in rows.mappings().partitions(_ROWS_PER_COPY):
-                mine = [dict(row) for row in part if _has_its_person(mapped, row, there)]
-                if mine:
-                    restored.execute(insert(mapped.table), mine)
-        return sum(key not in saved for key in restored.scalars(select(DataConsent.id)))
-
-    def _carry_over_accounts(self, live: Session, restored: Session) -> None:
-        """Keep rights and passwords as they are now: a restore must not bring back old ones."""
-        columns = (User.uid, User.password_hash, User.role, User.is_active, User.tokens_valid_after)
-        before = {row.uid: tuple(row) for row in restored.execute(select(*columns))}
-        for row in live.execute(select(*columns).where(User.anonymized_at.is_(None))):
-            if row.uid in before and before[row.uid] != tuple(row):
-                values = dict(zip([c.key for c in columns[1:]], tuple(row)[1:], strict=True))
-                restored.execute(update(User).where(User.uid == row.uid).values(values))
-
-
-def _make_room(restored: Session, mapped: MappedTable, people: list[int]) -> None:
-    """Delete the backup's rows that live ones replace: not those of people whom it alone knows."""
-    if mapped.link is None:
-        restored.execute(delete(mapped.table))
-        return
-    restored.execute(delete(mapped.table).where(mapped.link.is_(None)))
-    for at in range(0, len(people), _ROWS_PER_COPY):
-        part = people[at : at + _ROWS_PER_COPY]
-        restored.execute(delete(mapped.table).where(mapped.link.in_(part)))
-
-
-def _has_its_person(mapped: MappedTable, row: Any, people: set[int]) -> bool:
-    """Whether the person whose row this is exists; rows of people's own need theirs."""
-    owner = None if mapped.link is None else row[mapped.link.name]
-    return owner is None or owner in people
 
 
 def _restricted_rows(session: Session) -> int:
@@ -224,15 +282,45 @@ def _restricted_rows(session: Session) -> int:
     )
 
 
-def _count(session: Session, mapped: MappedTable) -> int:
-    return session.scalar(select(func.count()).select_from(mapped.table)) or 0
+@contextmanager
+def _recorded(
+    actor: Actor, backup_id: UUID | None, outcome: str
+) -> Iterator[Callable[[Restored], None]]:
+    """Write down how the restore in the block ended, also when it was refused."""
+    done: list[Restored] = []
+    try:
+        yield done.append
+    except (HoldfastError, SQLAlchemyError) as err:
+        code = err.code if isinstance(err, HoldfastError) else type(err).__name__
+        with suppress(SQLAlchemyError, UnavailableError):
+            _record(actor, backup_id, code, None)
+        raise
+    for restored in done:
+        _record(actor, restored.backup_id, outcome, restored)
 
 
-def _advance_row_numbers(live: Session, restored: Session) -> None:
-    """Make sure that no row number of the live database is given out again."""
-    for mapped in DATA_MAP.tables:
-        if isinstance(mapped.table.primary_key.columns[0].type, Integer):
-            reserve_numbers(restored, mapped.key, last_number(live, mapped.key))
+def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restored | None) -> None:
+    erasures = restored and restored.reapplied.erasures
+    with session_scope() as session:
+        get_audit_service().record(
+            session, "restore", actor, outcome=outcome, backup=backup_id, erasures=erasures
+        )
+
+
+def _database_at(target: str) -> Database:
+    """Open the place for a database that does not exist yet."""
+    database: Database
+    if "://" not in target or target.startswith("sqlite:"):
+        path = target.partition("///")[2] if "://" in target else target
+        database = SqliteDatabase(Path(path).absolute())
+    else:
+        try:
+            database = database_of(make_engine(target))
+        except ConfigurationError:
+            # Its text names the setting that this is not.
+            raise RefusedError("this is no address of a database") from None
+    database.refuse_existing()
+    return database
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from backend.backup.manifest import gone_ids, mark_gone
 from backend.crypto import keyring
 from backend.crypto.blind_index import TERM_PREFIX, term_prefixes
 from backend.crypto.columns import Encrypted
@@ -41,9 +42,11 @@ from backend.errors import (
 from backend.models import BLIND_INDEXES, DATA_MAP, EncryptionKey, IndexedColumn
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import Actor, get_audit_service
+from backend.services.backup_service import get_backup_service
 from backend.services.cells import batches, swap, swap_in
 from backend.services.key_use_service import KeyUse, get_key_use_service
 from backend.services.ledger_service import get_ledger_service
+from backend.services.store_service import signer, store
 
 log = structlog.get_logger(__name__)
 
@@ -216,6 +219,14 @@ class RotationService:
                 _add(done, "backups", 0, 1)
             else:
                 _add(done, "backups", 1, 0)
+        self._sign_notes_anew()
+        get_backup_service().copy()
+
+    def _sign_notes_anew(self) -> None:
+        """Notes of deleted backups must still be believed once the old key is gone."""
+        primary = keyring.current().primary.key_id.hex()
+        for backup_id, deleted_at in gone_ids(store(), signer).items():
+            mark_gone(store(), backup_id, deleted_at, primary, signer(primary))
 
 
 def _encrypted_columns() -> Iterator[Column[Any]]:

@@ -25,13 +25,16 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
-from backend.errors import HoldfastError
+from backend.errors import ConflictError, HoldfastError
 from backend.models import JobRun, JobStatus
 from backend.services.audit_service import SCHEDULER
 from backend.services.backup_service import get_backup_service
+from backend.services.pruning_service import get_pruning_service
 from backend.services.queue_service import get_queue_service
 from backend.services.retention_service import get_retention_service
-from backend.settings import get_settings
+from backend.services.setup_service import get_setup_service
+from backend.services.store_service import get_store_service
+from backend.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
 TICK_SECONDS: Final = 15
@@ -43,10 +46,20 @@ _STOP_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Work that is due every day at one local time."""
+    """
+    Work that is due every day at one local time.
+
+    Attributes:
+        at: `HH:MM`; `None` where it is switched off.
+        run: Does it in the transaction that also marks it as done.
+        run_alone: Does it in transactions of its own, for it takes long: what it does may be done
+            again when its process is killed.
+    """
 
     name: str
-    run: Callable[[Session], object]
+    at: Callable[[Settings], str | None]
+    run: Callable[[Session], object] | None = None
+    run_alone: Callable[[], object] | None = None
 
 
 class LeaseLostError(HoldfastError):
@@ -62,7 +75,12 @@ class SchedulerService:
         self._owner = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._jobs = (Job("retention", _apply_retention), Job("backup_expiry", _expire_backups))
+        self._jobs = (
+            Job("retention", _retention_time, run=_apply_retention),
+            Job("backup", _backup_time, run_alone=_back_up),
+            Job("backup_proof", _backup_time, run_alone=_prove_backups),
+            Job("backup_expiry", _retention_time, run=_expire_backups),
+        )
 
     def start(self) -> None:
         """Start ticking in a thread of its own; once is enough."""
@@ -86,10 +104,14 @@ class SchedulerService:
     def tick(self, now: datetime | None = None) -> list[str]:
         """Run what is due at *now* and not done; return the names of the jobs that were run."""
         settings = get_settings()
-        at = time.fromisoformat(settings.retention_time)
         now = now or datetime.now(UTC)
-        due_at = last_due(now, at, settings.zone)
-        return [job.name for job in self._jobs if self._run_if_due(job, due_at, now)]
+        done = []
+        for job in self._jobs:
+            if (at := job.at(settings)) is not None:
+                due_at = last_due(now, time.fromisoformat(at), settings.zone)
+                if self._run_if_due(job, due_at, now):
+                    done.append(job.name)
+        return done
 
     def _loop(self) -> None:
         ticker = schedule.Scheduler()
@@ -101,6 +123,10 @@ class SchedulerService:
     def _tick_safely(self) -> None:
         try:
             self.tick()
+            get_setup_service().recover_if_due()
+            if get_store_service().sync_due.is_set():
+                with suppress(ConflictError):
+                    get_backup_service().copy()
             # Released holds let theirs run at once; these are of a process that died before.
             get_queue_service().run()
         except Exception as err:  # noqa: BLE001 - the edge of the thread
@@ -114,9 +140,12 @@ class SchedulerService:
         heart = threading.Thread(target=self._beat, args=(job.name, due_at, finished), daemon=True)
         heart.start()
         try:
+            if job.run_alone is not None:
+                job.run_alone()
             # The work and the mark that it is done are one transaction: never one alone.
             with session_scope() as session:
-                job.run(session)
+                if job.run is not None:
+                    job.run(session)
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
         except LeaseLostError:
             # Undone whole: whoever took the job over does it, and writes how it ended.
@@ -236,7 +265,23 @@ def _apply_retention(session: Session) -> object:
 
 
 def _expire_backups(session: Session) -> object:
-    return get_backup_service().prune(session, SCHEDULER, dry_run=False)
+    return get_pruning_service().prune(session, SCHEDULER, dry_run=False)
+
+
+def _back_up() -> object:
+    return get_backup_service().create(SCHEDULER, "scheduled")
+
+
+def _prove_backups() -> object:
+    return get_backup_service().prove_next(SCHEDULER)
+
+
+def _retention_time(settings: Settings) -> str:
+    return settings.retention_time
+
+
+def _backup_time(settings: Settings) -> str | None:
+    return None if settings.backup_time == "off" else settings.backup_time
 
 
 @lru_cache(maxsize=1)

@@ -97,6 +97,10 @@ class SchemaService:
                 f"schema {revision} is newer than this version, which knows {self.wanted}"
             )
 
+    def missing_in(self, revision: str) -> list[str]:
+        """The revisions that a database at *revision* still has to go through."""
+        return [known for known in self._known if known > revision]
+
     def _require_known(self, found: str | None) -> None:
         if found is not None and found not in self._known:
             raise ConfigurationError(

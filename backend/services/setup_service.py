@@ -8,9 +8,10 @@ import structlog
 from sqlalchemy import Engine, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from backend.backup.escrow import read_recipient
 from backend.crypto.references import new_reference_key
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, UnavailableError
 from backend.folders import make_private_folder, may_be_folder
 from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
@@ -18,11 +19,12 @@ from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
-from backend.services.ledger_service import get_ledger_service, store
+from backend.services.ledger_service import get_ledger_service
 from backend.services.queue_service import get_queue_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
+from backend.services.store_service import stores
 from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,7 @@ class SetupService:
     def __init__(self) -> None:
         # Not before `open` has worked: until then there are no keys to serve with.
         self.is_open = False
+        self._recovery_due = False
 
     def prepare(self) -> Prepared:
         """
@@ -84,10 +87,27 @@ class SetupService:
         self.is_open = True
 
     def recover(self) -> None:
-        """Finish or clear up what a killed process left."""
+        """Finish or clear up what a killed process left; later, if the store is not there now."""
+        try:
+            self._recover_backups()
+            self._finish_acts()
+        except UnavailableError as err:
+            log.error("recovery_postponed", code=err.code, detail=err.detail)
+            self._recovery_due = True
+        else:
+            self._recovery_due = False
+
+    def recover_if_due(self) -> None:
+        """Do what `recover` had to leave for later."""
+        if self._recovery_due:
+            self.recover()
+
+    def _recover_backups(self) -> None:
         left = get_backup_service().recover()
         if left:
             log.warning("recovered", removed=left)
+
+    def _finish_acts(self) -> None:
         try:
             with session_scope(read_only=True) as session:
                 unfinished = get_ledger_service().unfinished(session)
@@ -105,7 +125,10 @@ class SetupService:
         folder = get_settings().data_dir.absolute()
         if not may_be_folder(folder):
             raise ConfigurationError(f"DATA_DIR: {folder} cannot be a folder of ours")
-        store()
+        stores()
+        recipient = get_settings().backup_gpg_recipient
+        if recipient is not None:
+            read_recipient(recipient)
         get_auth_service().find_secret()
         engine = get_engine() if database_may_exist() else None
         if engine is not None:

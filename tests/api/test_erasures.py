@@ -16,7 +16,7 @@ from backend.db_utils import session_scope
 from backend.models import Companion, ErasureRecord, User
 from backend.privacy.declarations import EraseMode
 from backend.services.erasure_service import Erasure, get_erasure_service
-from backend.services.ledger_service import store
+from backend.services.store_service import store
 from backend.services.subject_service import Who
 from tests.conftest import Service, SignIn
 from tests.privacy import people

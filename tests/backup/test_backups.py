@@ -24,6 +24,8 @@ from backend.models import AuditEvent, BackupRecord, BackupStatus, Base, Feedbac
 from backend.services.archive_service import exclusive, get_archive_service, live_database
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
+from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
 from tests.conftest import ADMIN, Service, clear_caches
@@ -39,7 +41,7 @@ def _create(label: str | None = None) -> BackupRecord:
 
 def _listed() -> list[BackupRecord]:
     with session_scope(read_only=True) as session:
-        return get_backup_service().list(session)
+        return get_catalogue_service().records(session)
 
 
 def _stored(service: Service) -> dict[str, bytes]:
@@ -200,7 +202,7 @@ def test_over_http_a_backup_is_made_listed_proven_and_deleted(
 def test_a_deleted_backup_leaves_no_file(service: Service) -> None:
     first, second = _create(), _create()
     with session_scope() as session:
-        get_backup_service().delete(session, first.id, COMMAND_LINE)
+        get_pruning_service().delete(session, first.id, COMMAND_LINE)
     assert {name.split(".")[0] for name in _stored(service)} == {str(second.id)}
     assert [record.id for record in _listed()] == [second.id]
 
@@ -289,7 +291,7 @@ def test_the_store_is_the_truth_of_what_is_listed(service: Service) -> None:
     (record,) = _listed()
     assert (record.id, record.label, record.sha256) == (kept.id, "kept", kept.sha256)
     with session_scope(read_only=True) as session, pytest.raises(NotFoundError):
-        get_backup_service().get(session, lost.id)
+        get_catalogue_service().get(session, lost.id)
 
 
 def test_what_is_older_than_the_maximum_age_goes_and_nothing_else(service: Service) -> None:
@@ -320,7 +322,7 @@ def test_the_maximum_age_is_a_setting(
 def _prune(*, days: int, dry_run: bool) -> list[UUID]:
     now = datetime.now(UTC) + timedelta(days=days)
     with session_scope() as session:
-        return list(get_backup_service().prune(session, COMMAND_LINE, dry_run=dry_run, now=now))
+        return list(get_pruning_service().prune(session, COMMAND_LINE, dry_run=dry_run, now=now))
 
 
 def _kept_databases(service: Service) -> list[str]:

@@ -24,7 +24,9 @@ from backend.models import BackupRecord, Feedback
 from backend.services.archive_service import get_archive_service, live_database, signer
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.encryption_service import get_encryption_service
+from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
 from backend.services.setup_service import get_setup_service
@@ -159,7 +161,7 @@ def test_no_bit_of_an_archive_can_be_flipped(
 
 def _listed() -> list[BackupRecord]:
     with session_scope(read_only=True) as session:
-        return get_backup_service().list(session)
+        return get_catalogue_service().records(session)
 
 
 def test_a_damaged_backup_is_answered_as_damaged_and_not_as_a_fault_of_the_server(
@@ -286,7 +288,7 @@ def test_a_damaged_backup_can_be_deleted(sqlite_service: Service) -> None:
     damaged, whole = _create(), _create()
     (sqlite_service.folder / "backups" / f"{damaged}.manifest.json").write_text("{}")
     with session_scope() as session:
-        get_backup_service().delete(session, damaged, COMMAND_LINE)
+        get_pruning_service().delete(session, damaged, COMMAND_LINE)
     assert {path.name.split(".")[0] for path in (sqlite_service.folder / "backups").iterdir()} == {
         str(whole)
     }

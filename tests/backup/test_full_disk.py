@@ -17,6 +17,7 @@ from backend.models import BackupStatus
 from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
@@ -76,11 +77,11 @@ def test_a_backup_leaves_nothing_behind(filled: Service) -> None:
     (filled.folder / "backups").mkdir(mode=0o700)
     assert refused(backup, filled).status == 503
     with session_scope(read_only=True) as session:
-        (failed,) = get_backup_service().list(session)
+        (failed,) = get_catalogue_service().records(session)
         assert (failed.status, failed.error) == (BackupStatus.FAILED, "unavailable")
     backup()
     with session_scope(read_only=True) as session:
-        assert get_backup_service().list(session)[0].status is BackupStatus.COMPLETE
+        assert get_catalogue_service().records(session)[0].status is BackupStatus.COMPLETE
 
 
 def test_a_restore_leaves_the_live_database_as_it_was(filled: Service) -> None:

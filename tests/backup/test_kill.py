@@ -29,6 +29,7 @@ from backend.models import BackupRecord, BackupStatus, Booking, ErasureRecord, U
 from backend.services import certificate_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.certificate_service import get_certificate_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
@@ -170,7 +171,7 @@ def _leftovers(service: Service) -> list[str]:
 
 def _records() -> list[BackupRecord]:
     with session_scope(read_only=True) as session:
-        return get_backup_service().list(session)
+        return get_catalogue_service().records(session)
 
 
 @pytest.mark.usefixtures("_filled_sqlite")

@@ -17,6 +17,7 @@ from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.restore_service import Restored, get_restore_service
@@ -180,7 +181,7 @@ def test_the_services_own_records_are_carried_over(service: Service) -> None:
     for name, rows in before.items():
         assert rows <= _plain(name), name
     with session_scope(read_only=True) as session:
-        listed = [record.id for record in get_backup_service().list(session)]
+        listed = [record.id for record in get_catalogue_service().records(session)]
     assert listed == [second, backup_id]
 
 
@@ -360,7 +361,7 @@ def test_a_lost_machine_comes_back_from_the_folder_of_backups_and_the_key(
     clear_caches()
     assert get_setup_service().prepare().admin is not None
     with session_scope(read_only=True) as session:
-        assert [record.id for record in get_backup_service().list(session)] == [backup_id]
+        assert [record.id for record in get_catalogue_service().records(session)] == [backup_id]
     restored = _restore(backup_id)
     assert (restored.reapplied.erasures, restored.reapplied.consents) == (1, 1)
     with session_scope(read_only=True) as session:

@@ -16,9 +16,9 @@ from backend.services import consent_service
 from backend.services.audit_service import Actor
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
-from backend.services.ledger_service import store
 from backend.services.reference_service import reference_to
 from backend.services.setup_service import get_setup_service
+from backend.services.store_service import store
 from tests.conftest import Service, SignIn, clear_caches
 from tests.privacy.people import ADMINISTRATOR, dump
 

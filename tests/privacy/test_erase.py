@@ -16,8 +16,8 @@ from backend.models import DATA_MAP, AuditEvent, LedgerEntry, Role, User
 from backend.privacy.declarations import EraseMode, OnErase, Personal
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
-from backend.services.ledger_service import store
 from backend.services.retention_service import get_retention_service
+from backend.services.store_service import store
 from tests.conftest import PASSWORD, Service, SignIn
 from tests.privacy import people
 from tests.privacy.people import (

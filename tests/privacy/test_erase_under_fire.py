@@ -35,8 +35,9 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.certificate_service import get_certificate_service
 from backend.services.erasure_service import Erasure, get_erasure_service
 from backend.services.hold_service import get_hold_service
-from backend.services.ledger_service import get_ledger_service, store
+from backend.services.ledger_service import get_ledger_service
 from backend.services.setup_service import get_setup_service
+from backend.services.store_service import store
 from backend.services.subject_service import Who, get_subject_service
 from tests.conftest import Service
 from tests.privacy.people import (

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from backend.db_utils import session_scope
 from backend.models import AuditEvent
-from backend.services.ledger_service import store
+from backend.services.store_service import store
 from tests.conftest import Service
 from tests.privacy import people
 from tests.privacy.people import dump, plant

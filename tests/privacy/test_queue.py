@@ -13,9 +13,9 @@ from backend.db_utils import session_scope
 from backend.errors import SubjectNotFoundError
 from backend.models import DATA_MAP, Companion, Role, User
 from backend.privacy.declarations import EraseMode
-from backend.services.ledger_service import store
 from backend.services.queue_service import get_queue_service
 from backend.services.setup_service import get_setup_service
+from backend.services.store_service import store
 from backend.services.subject_service import Who
 from tests.conftest import Service, SignIn
 from tests.privacy.people import ADMINISTRATOR, Person, booking, dump, plant, without

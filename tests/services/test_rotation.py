@@ -29,11 +29,12 @@ from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.key_use_service import KeyUse, get_key_use_service
-from backend.services.ledger_service import get_ledger_service, store
+from backend.services.ledger_service import get_ledger_service
 from backend.services.reference_service import reference_to
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import Rotated, get_rotation_service
 from backend.services.setup_service import get_setup_service
+from backend.services.store_service import store
 from tests.conftest import ADMIN, KEY, OTHER_KEY, Service, clear_caches
 from tests.privacy.people import cells_in_plain, plant
 

@@ -16,6 +16,7 @@ from backend.errors import RefusedError
 from backend.models import BackupRecord, Feedback, JobRun, JobStatus
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.scheduler_service import (
     LEASE,
     MAX_ATTEMPTS,
@@ -236,7 +237,7 @@ def test_every_night_retention_is_applied_and_old_backups_go(service: Service) -
     assert [run.status for run in _runs("retention")][1:] == [JobStatus.DONE]
     assert len(_noted()) == 1
     with session_scope(read_only=True) as session:
-        assert [record.id for record in get_backup_service().list(session)] == [new]
+        assert [record.id for record in get_catalogue_service().records(session)] == [new]
 
 
 def test_it_starts_once_ticks_by_itself_and_stops_at_once(sqlite_service: Service) -> None:

@@ -1,0 +1,207 @@
+"""A PostgreSQL cluster on this machine, and the data directories beside it that we made."""
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from backend.backup.postmaster import (
+    Postmaster,
+    RunOptions,
+    postmaster_of,
+    run_options,
+    version_of,
+)
+from backend.backup.programs import Account, Outcome, plain_environment
+from backend.errors import BackupDamagedError, ConfigurationError, UnavailableError
+
+_POLL_SECONDS: Final = 0.05
+_STOP_SECONDS: Final = 60
+_START_SECONDS: Final = 300
+_RESTORED: Final = "-restore-"
+
+
+class Cluster:
+    """
+    The cluster whose data directory is *data*.
+
+    Args:
+        superuser: The role that `initdb` made.
+        password: Its password, where the server asks for one over the socket.
+        start_command: Starts the server where a service manager keeps it (`systemctl start …`);
+            without it `pg_ctl` does, with the options that it ran with.
+        stop_command: Stops it.
+
+    Raises:
+        ConfigurationError: No cluster lies there, or this process may not drive it.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        superuser: str = "postgres",
+        password: str | None = None,
+        start_command: Sequence[str] = (),
+        stop_command: Sequence[str] = (),
+    ) -> None:
+        # A link would be exchanged itself; what it points at is the directory.
+        self.data = data.resolve()
+        self.account = Account.owning(self.data)
+        self.superuser = superuser
+        self._password = password
+        self._start_command, self._stop_command = tuple(start_command), tuple(stop_command)
+        self.version = version_of(self.data)
+        # What is ours lies beside the data, on the same file system.
+        self.private = self.data.with_name(f"{self.data.name}-holdfast")
+
+    def postmaster(self) -> Postmaster | None:
+        """Return the running server, if there is one."""
+        return postmaster_of(self.data)
+
+    def program(self, name: str) -> str:
+        """Return the path of one of PostgreSQL's programs, of the version that runs here."""
+        return str(Path(run_options(self.data).program).with_name(name))
+
+    def password_entry(self) -> dict[str, str]:
+        """Return the superuser's password as libpq takes it from the environment."""
+        return {} if self._password is None else {"PGPASSWORD": self._password}
+
+    def ask(self, statement: str) -> str:
+        """
+        Run a statement as superuser and return what it answers.
+
+        Raises:
+            UnavailableError: The server does not run, or refuses.
+        """
+        server = self.postmaster()
+        if server is None:
+            raise UnavailableError(f"the server of {self.data} does not run")
+        place = ["-h", server.socket_folder, "-p", server.port, "-U", self.superuser]
+        done = self.account.run(
+            [self.program("psql"), "-XAtqw", *place, "-d", "postgres", "-c", statement],
+            environment=plain_environment() | self.password_entry(),
+        )
+        if done.code != 0:
+            raise UnavailableError(f"PostgreSQL refused: {done.said(self._password or '')}")
+        return done.output.decode(errors="replace").strip()
+
+    def control(self, data: Path | None = None) -> dict[str, str]:
+        """
+        Read the control file of this or another data directory, as `pg_controldata` spells it.
+
+        Raises:
+            BackupDamagedError: There is none, or its checksum is wrong.
+        """
+        directory = data or self.data
+        done = self.account.run([self.program("pg_controldata"), str(directory)])
+        pairs = (line.partition(":") for line in done.output.decode(errors="replace").splitlines())
+        found = {name.strip(): value.strip() for name, _, value in pairs}
+        if done.code != 0 or any(name.startswith("WARNING") for name in found):
+            raise BackupDamagedError(f"{directory} has no sound control file")
+        return found
+
+    @property
+    def system_id(self) -> str:
+        """The number that tells this cluster from every other, through backups and restores."""
+        return self.control()["Database system identifier"]
+
+    def start(self, options: RunOptions) -> None:
+        """
+        Start the server; return once it accepts connections.
+
+        Raises:
+            UnavailableError: It does not start.
+        """
+        if self.postmaster() is not None:
+            return
+        if self._start_command:
+            self._tell_service(self._start_command)
+            self._wait_until_ready()
+            return
+        pg_ctl = str(Path(options.program).with_name("pg_ctl"))
+        command = [pg_ctl, "start", "-s", "-w", "-t", str(_START_SECONDS), "-D", str(self.data)]
+        command += ["-l", options.log, "-p", options.program]
+        done = self.account.run(
+            [*command, "-o", shlex.join(options.arguments)],
+            environment=options.environment or None,
+        )
+        if done.code != 0:
+            raise UnavailableError(f"PostgreSQL does not start: {done.said()}")
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            server = self.postmaster()
+            if server is not None and server.ready:
+                return
+            time.sleep(_POLL_SECONDS)
+        raise UnavailableError("PostgreSQL does not start: its log says why")
+
+    def stop(self) -> None:
+        """
+        Stop the server: connections are ended, and every acknowledged write is on disk.
+
+        Raises:
+            UnavailableError: It does not stop.
+        """
+        if self.postmaster() is None:
+            return
+        if self._stop_command:
+            self._tell_service(self._stop_command)
+        else:
+            stop = [self.program("pg_ctl"), "stop", "-s", "-D", str(self.data)]
+            # Immediate only if it must be: the next start then recovers from its WAL.
+            for mode in ("fast", "immediate"):
+                if self.account.run([*stop, "-t", str(_STOP_SECONDS), "-m", mode]).code == 0:
+                    break
+        if self.postmaster() is not None:
+            raise UnavailableError("PostgreSQL does not stop")
+
+    def _tell_service(self, command: Sequence[str]) -> None:
+        # As ourselves: the owner of the cluster may have no say over services.
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
+        except OSError as err:
+            raise ConfigurationError(f"{command[0]} cannot be run: {err.strerror}") from None
+        if done.returncode != 0:
+            said = Outcome(done.returncode, b"", done.stderr.decode(errors="replace")).said()
+            raise UnavailableError(f"{Path(command[0]).name} failed: {said}")
+
+    def new_directory(self) -> Path:
+        """
+        Make an empty data directory beside the live one.
+
+        Raises:
+            UnavailableError: The disk is full, or no folder may be made there.
+        """
+        path = self.data.with_name(f"{self.data.name}{_RESTORED}{secrets.token_hex(4)}")
+        self.account.make_folder(path)
+        return path
+
+    def restored_directories(self) -> list[Path]:
+        """Return the data directories that `new_directory` made and nobody cleared away."""
+        found = self.data.parent.glob(f"{self.data.name}{_RESTORED}*")
+        return sorted(path for path in found if self.is_restored(path.name))
+
+    def is_restored(self, name: str) -> bool:
+        """Whether `new_directory` gives such a name."""
+        return bool(re.fullmatch(re.escape(self.data.name + _RESTORED) + "[0-9a-f]{8}", name))
+
+    def clear_directory(self, path: Path) -> None:
+        """Remove a restored data directory; a server that a killed process left on it is ended."""
+        while (server := postmaster_of(path)) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGQUIT)
+            time.sleep(_POLL_SECONDS)
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""Our own backups: one consistent dump of the database, compressed, sealed and stored."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import select
+
+from backend.backup.archive import Written, decrypted
+from backend.backup.database import Snapshot
+from backend.backup.escrow import wrap
+from backend.backup.manifest import Manifest, archive_name, header_name, write_manifest
+from backend.crypto import keyring
+from backend.crypto.files import Sealer
+from backend.db_utils import session_scope
+from backend.models import BackupRecord, Base, EncryptionKey
+from backend.services.archive_service import (
+    Progress,
+    as_damage,
+    get_archive_service,
+    live_database,
+    lock_descriptors,
+)
+from backend.services.encryption_service import get_encryption_service
+from backend.services.store_service import addresses, signer, store
+from backend.services.transfer_service import get_transfer_service
+
+
+class DumpService:
+    """Makes archives in the store."""
+
+    def write(self, record: BackupRecord, progress: Progress) -> Manifest:
+        """
+        Back up the database as *record* says; the manifest, written last, makes it exist.
+
+        Raises:
+            UnavailableError: The store or the dump tool fails.
+        """
+        backup_id = str(record.id)
+        # Before the snapshot: a key that is first used while it is taken is not in it.
+        key_id, row_keys = keyring.current().primary.key_id.hex(), _keys_in_use()
+        previous = get_archive_service().newest()
+        meta = {"kind": "backup", "backup": backup_id}
+        sealer = Sealer(meta, [get_encryption_service().file_lock()], now=record.created_at)
+        tables = [table.name for table in Base.metadata.sorted_tables]
+        with live_database().snapshot(tables) as snapshot:
+            with store().create(header_name(backup_id)) as file:
+                file.write(sealer.header)
+            written = _carry(snapshot, archive_name(backup_id), sealer, progress)
+        manifest = Manifest(
+            id=backup_id,
+            label=record.label,
+            created_at=record.created_at.isoformat(),
+            engine=live_database().engine_name,
+            schema_revision=snapshot.schema_revision,
+            tables=dict(snapshot.tables),
+            plain_bytes=written.plain_bytes,
+            size_bytes=written.size_bytes,
+            sha256=written.sha256,
+            previous=previous.reference() if previous else None,
+            key_id=key_id,
+            row_keys=row_keys,
+        )
+        write_manifest(store(), manifest, signer(key_id))
+        return manifest
+
+    def wrap_copy(self, manifest: Manifest, recipient: Path, out: BinaryIO) -> str:
+        """
+        Write a copy to *out* that the holder of a GPG key opens without us, still compressed.
+
+        Args:
+            recipient: File with the one public key.
+
+        Returns:
+            The key's fingerprint.
+
+        Raises:
+            ConfigurationError: gpg is missing, or this is no such file; nothing was written.
+            BackupDamagedError: The backup is not what its manifest says.
+        """
+        archives = get_archive_service()
+        with as_damage():
+            key, _ = archives.key(manifest)
+            return wrap(decrypted(store(), archives.stored(manifest), key), recipient, out)
+
+
+def _carry(snapshot: Snapshot, name: str, sealer: Sealer, progress: Progress) -> Written:
+    return get_transfer_service().write(
+        addresses()[0],
+        name,
+        snapshot.source,
+        sealer.payload,
+        size_bytes=snapshot.size_bytes,
+        require_whole=snapshot.require_whole,
+        report=lambda done: progress(done, snapshot.size_bytes),
+        keep_open=lock_descriptors(),
+    )
+
+
+def _keys_in_use() -> list[str]:
+    with session_scope(read_only=True) as session:
+        in_use = select(EncryptionKey.key_id).where(EncryptionKey.disabled_at.is_(None))
+        return sorted(session.scalars(in_use))
+
+
+@lru_cache(maxsize=1)
+def get_dump_service() -> DumpService:
+    return DumpService()

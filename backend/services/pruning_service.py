@@ -1,0 +1,200 @@
+"""The end of backups: deleting, holding, and pruning by keep rules and by age."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from uuid import UUID
+
+import structlog
+from sqlalchemy.orm import Session
+
+from backend.backup.keeping import KeepRules, kept
+from backend.backup.manifest import forget_gone, gone_ids, stored_ids
+from backend.errors import ConflictError, NotFoundError, RefusedError
+from backend.models import BackupRecord, BackupStatus
+from backend.services.archive_service import live_database
+from backend.services.audit_service import Actor, get_audit_service
+from backend.services.catalogue_service import get_catalogue_service
+from backend.services.certificate_service import get_certificate_service
+from backend.services.store_service import get_store_service, signer, store
+from backend.settings import get_settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a backup stays, and why."""
+
+    backup_id: UUID
+    created_at: datetime
+    keep: bool
+    reason: str
+
+
+class PruningService:
+    """Decides which backups go, and lets them go."""
+
+    def delete(self, session: Session, backup_id: UUID, actor: Actor) -> None:
+        """
+        Delete a backup.
+
+        Raises:
+            NotFoundError: No such backup.
+            ConflictError: It is the last good one, it is held, or it is still being made.
+        """
+        records = {record.id: record for record in get_catalogue_service().records(session)}
+        # A damaged manifest gives no record, and such a backup can be deleted too.
+        if backup_id not in records and str(backup_id) not in stored_ids(store()):
+            raise NotFoundError(f"no backup has the id {backup_id}")
+        record = records.get(backup_id)
+        if record is not None:
+            _refuse_needed(record, list(records.values()), datetime.now(UTC))
+        self._delete(session, backup_id)
+        get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
+
+    def hold(
+        self, session: Session, backup_id: UUID, actor: Actor, until: datetime | None
+    ) -> BackupRecord:
+        """
+        Keep a backup from being deleted until *until*, or let it go with `None`.
+
+        Raises:
+            NotFoundError: No such backup.
+            RefusedError: *until* is past, or later than the backup's age allows.
+            ConflictError: The backup is not complete.
+        """
+        record = session.merge(get_catalogue_service().get(session, backup_id))
+        if record.status is not BackupStatus.COMPLETE:
+            raise ConflictError(f"backup {backup_id} is not complete")
+        latest = record.created_at + timedelta(days=get_settings().backup_max_age_days)
+        if until is not None and not datetime.now(UTC) < until <= latest:
+            raise RefusedError(
+                "a backup is held until a time to come, and at most until "
+                f"{latest.isoformat(timespec='seconds')}, when BACKUP_MAX_AGE_DAYS ends: erased "
+                "people were told so"
+            )
+        record.held_until = until
+        get_audit_service().record(session, "backup_held", actor, backup=backup_id, until=until)
+        return record
+
+    def plan(self, session: Session, now: datetime | None = None) -> list[Verdict]:
+        """
+        Say of every complete backup whether it stays, newest first.
+
+        The maximum age beats every reason to keep one: it is what erased people are told.
+        """
+        now = now or datetime.now(UTC)
+        records = [
+            record
+            for record in get_catalogue_service().records(session)
+            if record.status is BackupStatus.COMPLETE
+        ]
+        rules, zone = _rules(), get_settings().zone
+        good = [record for record in records if record.error is None]
+        wanted = kept([(record.id, record.created_at) for record in good], rules, zone)
+        verdicts = []
+        for record in records:
+            reasons = wanted.get(record.id, [])
+            keep, reason = _judge(record, good, reasons, rules, now)
+            verdicts.append(Verdict(record.id, record.created_at, keep, reason))
+        return verdicts
+
+    def prune(
+        self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
+    ) -> list[Verdict]:
+        """
+        Delete what no rule keeps; return the verdict on every backup.
+
+        Old databases that a restore has kept aside go by their age, too.
+        """
+        now = now or datetime.now(UTC)
+        verdicts = self.plan(session, now)
+        if dry_run:
+            return verdicts
+        going = [verdict.backup_id for verdict in verdicts if not verdict.keep]
+        for backup_id in going:
+            self._delete(session, backup_id)
+        before = now - timedelta(days=get_settings().backup_max_age_days)
+        forgotten = live_database().forget_previous(before)
+        _forget_notes(before)
+        if going or forgotten:
+            get_audit_service().record(
+                session, "backups_pruned", actor, backups=len(going), previous=forgotten
+            )
+        return verdicts
+
+    def _delete(self, session: Session, backup_id: UUID) -> None:
+        get_store_service().remove_backup(str(backup_id))
+        if record := session.get(BackupRecord, backup_id):
+            session.delete(record)
+            session.flush()
+        get_certificate_service().backup_gone(session, backup_id, live_database().previous())
+
+
+def _forget_notes(before: datetime) -> None:
+    """Drop notes of backups that would be too old by now: a gap that old misses nobody."""
+    for backup_id, deleted_at in gone_ids(store(), signer).items():
+        if deleted_at < before:
+            forget_gone(store(), backup_id)
+
+
+def _judge(
+    record: BackupRecord,
+    good: list[BackupRecord],
+    reasons: list[str],
+    rules: KeepRules,
+    now: datetime,
+) -> tuple[bool, str]:
+    days = get_settings().backup_max_age_days
+    if record.created_at < now - timedelta(days=days):
+        return False, f"older than {days} days"
+    if record.held_until is not None and record.held_until > now:
+        return True, f"held until {record.held_until.isoformat(timespec='seconds')}"
+    if record in good and _is_last(record, good):
+        return True, "the last good one"
+    if reasons:
+        return True, ", ".join(reasons)
+    if not rules.any:
+        return True, "no keep rule is set"
+    return False, "damaged" if record.error else "kept by no rule"
+
+
+def _is_last(record: BackupRecord, good: list[BackupRecord]) -> bool:
+    """Whether it is the newest good backup, or the newest that was proven to restore."""
+    proven = [each for each in good if each.verified_at is not None]
+    newest = [max(some, key=lambda each: each.created_at) for some in (good, proven) if some]
+    return record in newest
+
+
+def _refuse_needed(record: BackupRecord, records: list[BackupRecord], now: datetime) -> None:
+    if record.status is BackupStatus.RUNNING:
+        raise ConflictError(f"backup {record.id} is still being made")
+    if record.held_until is not None and record.held_until > now:
+        raise ConflictError(f"backup {record.id} is held: release it first")
+    complete = [each for each in records if each.status is BackupStatus.COMPLETE]
+    others = [each for each in complete if each.error is None and each.id != record.id]
+    if record.status is not BackupStatus.COMPLETE or record.error is not None:
+        return
+    if not others:
+        raise ConflictError("this is the last good backup: make another one first")
+    if record.verified_at is not None and not any(each.verified_at for each in others):
+        raise ConflictError(
+            "this is the last backup that was proven to restore: verify another one first"
+        )
+
+
+def _rules() -> KeepRules:
+    settings = get_settings()
+    return KeepRules(
+        settings.backup_keep_last,
+        settings.backup_keep_daily,
+        settings.backup_keep_weekly,
+        settings.backup_keep_monthly,
+        settings.backup_keep_yearly,
+    )
+
+
+@lru_cache(maxsize=1)
+def get_pruning_service() -> PruningService:
+    return PruningService()

@@ -1,0 +1,221 @@
+"""
+The stores of this installation: the first is the truth, the others hold copies of it.
+
+Everything is written to the first one. Copies follow at once, and what could not be copied then
+follows later: `sync` compares names, so that it may be killed and run again.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from threading import Event, Thread
+from typing import Final
+
+import structlog
+
+from backend.backup.manifest import (
+    claimed_keys,
+    delete_backup,
+    gone_ids,
+    header_name,
+    is_note,
+    manifest_name,
+    mark_gone,
+    read_manifest,
+    stored_ids,
+)
+from backend.backup.storage import Store
+from backend.backup.stores import StoreAddress, open_store
+from backend.crypto import keyring
+from backend.errors import (
+    BackupDamagedError,
+    ConflictError,
+    HoldfastError,
+    NotFoundError,
+    UnavailableError,
+    UnknownKeyError,
+)
+from backend.settings import get_settings
+
+log = structlog.get_logger(__name__)
+_SMALL_BYTES: Final = 1024 * 1024
+
+_other_address: ContextVar[StoreAddress | None] = ContextVar("other_address", default=None)
+
+
+@dataclass(slots=True)
+class Synced:
+    """How many objects were copied and removed, and which stores could not be reached."""
+
+    copied: int = 0
+    removed: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+class StoreService:
+    """Keeps the copies like the first store."""
+
+    def __init__(self) -> None:
+        # Set where a copy failed, until a `sync` has made up for it.
+        self.sync_due = Event()
+
+    def put_copies(self, name: str) -> None:
+        """Have a small new object copied everywhere; what fails is copied by the next `sync`."""
+        for address in addresses()[1:]:
+            # Nobody waits for a store that is far away, or does not answer.
+            Thread(target=self._put_copy, args=(name, store(), address)).start()
+
+    def _put_copy(self, name: str, source: Store, address: StoreAddress) -> None:
+        try:
+            open_store(address).copy_from(name, source)
+        except ConflictError:
+            return
+        except HoldfastError as err:
+            log.warning("copy_failed", object=name, store=address.url, code=err.code)
+            self.sync_due.set()
+
+    def remove_backup(self, backup_id: str) -> None:
+        """
+        Delete a backup everywhere, leaving a note that it was us.
+
+        Raises:
+            UnavailableError: The first store cannot be written; then nothing was deleted.
+        """
+        key_id, now = keyring.current().primary.key_id.hex(), datetime.now(UTC)
+        for number, where in enumerate(stores()):
+            try:
+                mark_gone(where, backup_id, now, key_id, signer(key_id))
+                delete_backup(where, backup_id)
+            except UnavailableError as err:
+                if number == 0:
+                    raise
+                log.warning("copy_not_deleted", backup=backup_id, code=err.code)
+                self.sync_due.set()
+
+    def sync(self, unsettled: Collection[str] = ()) -> Synced:
+        """
+        Make all stores hold the same: what any has, but for backups that we deleted ourselves.
+
+        So a copy heals the first store, and a first store that was lost empties no copy. The
+        ledger is never shortened: an entry that any store has is a promise.
+
+        Args:
+            unsettled: Objects of acts that may still be taken back; they stay where they are.
+        """
+        done = Synced()
+        for address in addresses()[1:]:
+            try:
+                _sync(store(), open_store(address), unsettled, done)
+            except HoldfastError as err:
+                log.warning("sync_failed", store=address.url, code=err.code)
+                done.failed.append(address.url)
+        if not done.failed:
+            self.sync_due.clear()
+        return done
+
+
+def _sync(first: Store, copy: Store, unsettled: Collection[str], done: Synced) -> None:
+    gone = gone_ids(first, signer).keys() | gone_ids(copy, signer).keys()
+    for target, source in ((first, copy), (copy, first)):
+        missing = set(source.names("", "")) - set(target.names("", "")) - set(unsettled)
+        wanted = (name for name in missing if is_note(name) or name.split(".")[0] not in gone)
+        for name in sorted(wanted, key=_manifests_last):
+            # What is deleted or written by another process meanwhile is no loss.
+            with suppress(NotFoundError, ConflictError):
+                target.copy_from(name, source)
+                done.copied += 1
+    for backup_id in stored_ids(copy):
+        if backup_id in gone:
+            delete_backup(copy, backup_id)
+            done.removed += 1
+        else:
+            done.copied += _refreshed(copy, first, backup_id)
+
+
+def _refreshed(copy: Store, first: Store, backup_id: str) -> bool:
+    """Replace header and manifest of a backup that was given to another key meanwhile."""
+    try:
+        current = read_manifest(first, backup_id, signer)
+    except (NotFoundError, BackupDamagedError, UnknownKeyError):
+        # What is wrong here must not spread.
+        return False
+    name = manifest_name(backup_id)
+    if copy.read(name, _SMALL_BYTES) == first.read(name, _SMALL_BYTES):
+        return False
+    copy.replace(header_name(backup_id), first.read(header_name(backup_id), _SMALL_BYTES))
+    copy.replace(name, current.document(signer(current.key_id)))
+    return True
+
+
+def _manifests_last(name: str) -> tuple[bool, str]:
+    return name.endswith(manifest_name("")), name
+
+
+def signer(key_id: str) -> Callable[[bytes], str]:
+    """
+    Return what signs manifests with a key.
+
+    Raises:
+        UnknownKeyError: It is not configured.
+    """
+    try:
+        key = keyring.current().find(bytes.fromhex(key_id))
+    except ValueError:
+        raise BackupDamagedError("the manifest of the backup was changed") from None
+    secret = key.derive("backup manifest")
+    return lambda body: hmac.new(secret, body, hashlib.sha256).hexdigest()
+
+
+def addresses() -> list[StoreAddress]:
+    """The addresses of this installation's stores, the first one first."""
+    settings, other = get_settings(), _other_address.get()
+    return [other] if other else [_address(url) for url in settings.backup_locations]
+
+
+def store() -> Store:
+    """The place where backups and ledger objects lie."""
+    return open_store(addresses()[0])
+
+
+def stores() -> list[Store]:
+    """All stores, the first one first."""
+    return [open_store(address) for address in addresses()]
+
+
+def claimed_by_backups() -> dict[str, set[str]]:
+    """Return which keys the backups in all stores say they need, by id; not authenticated."""
+    claimed: dict[str, set[str]] = {}
+    for where in stores():
+        for backup_id, key_ids in claimed_keys(where).items():
+            claimed.setdefault(backup_id, set()).update(key_ids)
+    return claimed
+
+
+@contextmanager
+def using_store(url: str) -> Iterator[None]:
+    """Work with the store at *url* in this context, in the place of all others."""
+    token = _other_address.set(_address(url))
+    try:
+        yield
+    finally:
+        _other_address.reset(token)
+
+
+def _address(url: str) -> StoreAddress:
+    settings = get_settings()
+    return StoreAddress(
+        url,
+        settings.aws_endpoint_url_s3 or settings.aws_endpoint_url,
+        settings.aws_region,
+        settings.backup_lock_days,
+    )
+
+
+@lru_cache(maxsize=1)
+def get_store_service() -> StoreService:
+    return StoreService()

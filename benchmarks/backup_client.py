@@ -1,0 +1,95 @@
+"""
+One person who asks at a steady rate, alone or while a backup is made, in a process of its own.
+
+Reads one JSON object (`port`, `path`, `token`, `a_second`, `seconds`, and `admin_token` where a
+backup is to be made) and writes another: `milliseconds`, how long each answer took, and
+`seconds`, how long the backup did. Any answer but the one that is expected ends it with an error.
+"""
+
+import http.client
+import json
+import sys
+import threading
+import time
+from typing import Any, Final
+
+from benchmarks.client import Connection
+
+# However large the database is.
+_MOST_SECONDS: Final = 180
+_BETWEEN_LOOKS: Final = 0.1
+
+
+class Backup(threading.Thread):
+    """Makes one through the API; *failure* says how that went wrong."""
+
+    def __init__(self, port: int, token: str) -> None:
+        super().__init__(daemon=True)
+        self._port = port
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self.seconds = 0.0
+        self.failure = "it has not ended"
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        record = self._ask("POST", "/security/backup/create", "{}")
+        while record["status"] == "running":
+            time.sleep(_BETWEEN_LOOKS)
+            record = self._ask("GET", f"/security/backup/{record['id']}")
+        self.seconds = time.perf_counter() - started
+        self.failure = "" if record["status"] == "complete" else f"it is {record['status']}"
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_MOST_SECONDS)
+        try:
+            connection.request(method, path, body, self._headers)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        finally:
+            connection.close()
+        if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED):
+            self.failure = f"{method} {path} was answered {answer.status}: {text}"
+            sys.exit(1)
+        return json.loads(text)
+
+
+def drive(order: dict[str, Any], backup: Backup | None) -> list[float]:
+    """Ask until *backup* has ended, or for the ordered seconds; milliseconds of each answer."""
+    request = (
+        f"GET {order['path']} HTTP/1.1\r\nHost: 127.0.0.1:{order['port']}\r\n"
+        f"Authorization: Bearer {order['token']}\r\nAccept: application/json\r\n\r\n"
+    ).encode()
+    connection = Connection(order["port"], request)
+    taken: list[float] = []
+    started = answered = time.perf_counter()
+    if backup is not None:
+        backup.start()
+    while answered - started < (order["seconds"] if backup is None else _MOST_SECONDS):
+        due = started + len(taken) / order["a_second"]
+        is_late = answered > due
+        time.sleep(max(0.0, due - time.perf_counter()))
+        # Who would ask while the last answer is still out waits from then on; that this process
+        # wakes a little late is nobody's fault.
+        begun = due if is_late else time.perf_counter()
+        connection.ask()
+        while not connection.is_answered():
+            pass
+        answered = time.perf_counter()
+        taken.append((answered - begun) * 1000)
+        if backup is not None and not backup.is_alive():
+            break
+    connection.socket.close()
+    return taken
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    backup = Backup(order["port"], order["admin_token"]) if "admin_token" in order else None
+    taken = drive(order, backup)
+    if backup is not None and backup.failure:
+        sys.exit(f"the backup: {backup.failure}")
+    json.dump({"milliseconds": taken, "seconds": backup.seconds if backup else 0}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

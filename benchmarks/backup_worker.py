@@ -1,0 +1,48 @@
+"""
+What runs inside a Holdfast process of its own to measure backups.
+
+Reads one JSON object and writes another. `prepare` makes an installation and fills it; `sign_in`
+gives it a person with consents, an admin, and a token of each.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from backend.db_utils import session_scope
+from backend.models import Role
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
+from backend.services.setup_service import get_setup_service
+from benchmarks import backup_rows as rows
+from benchmarks.installation import consents
+from benchmarks.processes import MIB
+
+_ADMIN: Final = "operator@example.com"
+_PASSWORD: Final = "made for one measurement"
+
+
+def prepare(order: dict[str, Any]) -> dict[str, Any]:
+    get_setup_service().prepare()
+    counts = rows.fill(order["mib"])
+    with rows.unmeasured() as connection:
+        return {"rows": counts, "mib": rows.size_bytes(connection) / MIB}
+
+
+def sign_in(_order: dict[str, Any]) -> dict[str, Any]:
+    person = consents()
+    with session_scope() as session:
+        get_auth_service().create_user(session, _ADMIN, _PASSWORD, COMMAND_LINE, Role.ADMIN)
+    return person | {"admin_token": get_auth_service().sign_in(_ADMIN, _PASSWORD, None)}
+
+
+_TASKS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "prepare": prepare,
+    "sign_in": sign_in,
+}
+
+
+if __name__ == "__main__":
+    order = json.load(sys.stdin)
+    json.dump(_TASKS[order["task"]](order), sys.stdout)
