@@ -46,7 +46,8 @@ _DOORS: Final = {
     "boto3": ("backend/backup/", "backend/crypto/"),
     "hvac": ("backend/crypto/",),
     "pyzipper": ("backend/privacy/",),
-    "obstore": ("backend/backup/",),
+    "botocore": ("backend/backup/", "backend/crypto/"),
+    "gnupg": ("backend/backup/",),
     "alembic": ("backend/services/schema_service.py", "alembic/"),
 }
 

@@ -19,7 +19,7 @@ from backend.errors import BackupDamagedError
 # benchmarks/.
 _ZSTD_LEVEL: Final = 3
 _ZSTD_THREADS: Final = min(4, os.cpu_count() or 1)
-_ZSTD_JOB_BYTES: Final = 2 * 1024 * 1024
+_ZSTD_JOB_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 1024 * 1024
 # The largest window that zstd asks for at our level; a bomb may ask for more.
 _MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024

@@ -26,6 +26,7 @@ from backend.errors import BackupDamagedError, ConfigurationError, UnavailableEr
 _POLL_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 60
 _START_SECONDS: Final = 300
+_CLEAR_SECONDS: Final = 10
 _RESTORED: Final = "-restore-"
 
 
@@ -121,12 +122,17 @@ class Cluster:
         Raises:
             UnavailableError: It does not start.
         """
-        if self.postmaster() is not None:
+        # One that a killed process has told to stop is no server to stay with.
+        while (server := self.postmaster()) is not None and server.state == "stopping":
+            time.sleep(_POLL_SECONDS)
+        if server is None and not self._start_command:
+            self._start_as_before(options)
             return
-        if self._start_command:
+        if server is None:
             self._tell_service(self._start_command)
-            self._wait_until_ready()
-            return
+        self._wait_until_ready()
+
+    def _start_as_before(self, options: RunOptions) -> None:
         pg_ctl = str(Path(options.program).with_name("pg_ctl"))
         command = [pg_ctl, "start", "-s", "-w", "-t", str(_START_SECONDS), "-D", str(self.data)]
         command += ["-l", options.log, "-p", options.program]
@@ -141,7 +147,7 @@ class Cluster:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             server = self.postmaster()
-            if server is not None and server.ready:
+            if server is not None and server.state in ("ready", "standby"):
                 return
             time.sleep(_POLL_SECONDS)
         raise UnavailableError("PostgreSQL does not start: its log says why")
@@ -199,9 +205,19 @@ class Cluster:
         return bool(re.fullmatch(re.escape(self.data.name + _RESTORED) + "[0-9a-f]{8}", name))
 
     def clear_directory(self, path: Path) -> None:
-        """Remove a restored data directory; a server that a killed process left on it is ended."""
+        """
+        Remove a restored data directory; a server that a killed process left on it is ended.
+
+        Raises:
+            UnavailableError: It cannot be removed.
+        """
         while (server := postmaster_of(path)) is not None:
             with suppress(ProcessLookupError):
                 os.kill(server.pid, signal.SIGQUIT)
             time.sleep(_POLL_SECONDS)
-        shutil.rmtree(path, ignore_errors=True)
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while path.exists():
+            # A program that was told to end a moment ago may still be writing.
+            shutil.rmtree(path, ignore_errors=True)
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{path} cannot be removed")

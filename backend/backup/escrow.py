@@ -128,7 +128,7 @@ def _store(path: Path, data: bytes) -> None:
 def _gpg(home: Path) -> Any:
     """Start with the system's gpg, and with nothing of our environment: it holds our key."""
     try:
-        import gnupg  # type: ignore[import-untyped] # it ships no types
+        import gnupg
     except ImportError:
         raise ConfigurationError("a copy for escrow needs python-gnupg: pip install it") from None
     # At debug level it logs user ids, and the beginning of what was taken for a public key.
@@ -155,6 +155,7 @@ def _fingerprint(gpg: Any, key: bytes, key_file: Path) -> str:
         # From memory: a secret key that was given by mistake must not be copied to a disk.
         found = gpg.scan_keys_mem(key)
     except BrokenPipeError:
+        # It did not want to read on.
         raise unreadable from None
     if found.returncode < 0:
         raise UnavailableError(f"gpg was ended by signal {-found.returncode}")

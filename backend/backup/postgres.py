@@ -4,28 +4,21 @@ PostgreSQL: `pg_dump` and `pg_restore` on pipes, a new database beside, two rena
 The old database is kept under another name. The role needs CREATEDB.
 """
 
-import os
 import re
 import secrets
-import shutil
-import subprocess
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
-from typing import IO, Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 
 from sqlalchemy import URL, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend.backup.database import Snapshot, moment_of, stamp
+from backend.backup.postgres_programs import Programs
 from backend.db_utils import make_engine
-from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
+from backend.errors import ConflictError, RefusedError, UnavailableError
 
-_PIPE_BYTES: Final = 1024 * 1024
-# Nothing of a scratch database has to survive a crash, and what comes after is flushed with it.
-_LOAD_OPTIONS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
 _TRY_LOCK: Final = text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
 _SCRATCH: Final = "_restore_"
 _KEPT: Final = "_before_"
@@ -47,6 +40,7 @@ class PostgresDatabase:
         self._live = live
         self._url = live.url
         self._name = str(live.url.database)
+        self._programs = Programs(live.url, self._server_version)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -77,65 +71,21 @@ class PostgresDatabase:
             size = int(
                 connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
             )
-            with self._dump(str(exported), self._tool("pg_dump")) as (source, require_whole):
+            with self._programs.dump(self._name, str(exported)) as (source, require_whole):
                 yield Snapshot(counts, str(revision), source, size, require_whole)
-
-    @contextmanager
-    def _dump(self, snapshot: str, pg_dump: str) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
-        command = [pg_dump, "-Fc", "-Z0", "--no-owner", "--no-privileges", f"--snapshot={snapshot}"]
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment(self._name),
-            pipesize=_PIPE_BYTES,
-        ) as process:
-            errors = _Collector(process.stderr)
-
-            def require_whole() -> None:
-                # Checked before the archive's last chunk: a failed dump can never be opened.
-                if process.wait() != 0:
-                    raise UnavailableError(f"pg_dump failed: {errors.first_line()}")
-
-            try:
-                yield cast("BinaryIO", process.stdout), require_whole
-            except BaseException:
-                # The reader gave up: the dump must not go on.
-                process.kill()
-                raise
 
     def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
         name = f"{self._name[: _MAX_NAME_BYTES - 20]}{_SCRATCH}{secrets.token_hex(4)}"
-        pg_restore = self._tool("pg_restore")
+        # Found first: without it nothing has to be made.
+        self._programs.find("pg_restore")
         self._administer(f"CREATE DATABASE {_quote(name)} TEMPLATE template0")
         built = make_engine(self._url_of(name).render_as_string(hide_password=False))
         try:
-            self._fill(name, pg_restore, fill)
+            self._programs.fill(name, fill)
         except BaseException:
             self.discard(built)
             raise
         return built
-
-    def _fill(self, name: str, pg_restore: str, fill: Callable[[BinaryIO], None]) -> None:
-        command = [pg_restore, "--exit-on-error", "--single-transaction", "--no-owner"]
-        with subprocess.Popen(
-            [*command, "--no-privileges", "-d", name],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environment(name) | {"PGOPTIONS": _LOAD_OPTIONS},
-            pipesize=_PIPE_BYTES,
-        ) as process:
-            try:
-                with cast("BinaryIO", process.stdin) as stdin:
-                    fill(stdin)
-            except BrokenPipeError:
-                process.wait()
-            except BaseException:
-                process.kill()
-                raise
-            if process.wait() != 0:
-                # Its words may quote rows: only the status is told.
-                raise BackupDamagedError(f"pg_restore failed with status {process.returncode}")
 
     def check(self, built: Engine) -> None:
         # PostgreSQL checks foreign keys as it creates them; what is left is that it answers.
@@ -256,61 +206,12 @@ class PostgresDatabase:
             return engine
         raise UnavailableError("no database of the server but this one can be reached")
 
+    def _server_version(self) -> int:
+        ((version,),) = self._ask("SHOW server_version_num")
+        return int(version) // 10_000
+
     def _url_of(self, name: str) -> URL:
         return self._url.set(database=name)
-
-    def _environment(self, name: str) -> dict[str, str]:
-        # The password goes by environment: a command line is readable to everybody.
-        options = {
-            "PGHOST": self._url.query.get("host") or self._url.host,
-            "PGPORT": self._url.port,
-            "PGUSER": self._url.username,
-            "PGPASSWORD": self._url.password,
-            "PGSSLMODE": self._url.query.get("sslmode"),
-            "PGDATABASE": name,
-        }
-        given = {key: str(value) for key, value in options.items() if value}
-        return {**os.environ, **given}
-
-    def _tool(self, name: str) -> str:
-        """
-        Find the newest *name* on this machine that is not older than the server.
-
-        Raises:
-            UnavailableError: None is.
-        """
-        ((server,),) = self._ask("SHOW server_version_num")
-        wanted = int(server) // 10_000
-        found = [Path("/usr/lib/postgresql") / str(wanted) / "bin" / name]
-        found += sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
-        on_path = shutil.which(name)
-        candidates = [str(path) for path in found if path.exists()]
-        for candidate in ([on_path] if on_path else []) + candidates:
-            answer = subprocess.run(
-                [candidate, "--version"], capture_output=True, text=True, check=False
-            )
-            version = re.search(r"(\d+)", answer.stdout)
-            if version and int(version[1]) >= wanted:
-                return candidate
-        raise UnavailableError(f"{name} {wanted} or newer is needed and was not found on PATH")
-
-
-class _Collector:
-    """Reads a process's stderr beside it, so that a full pipe cannot block it."""
-
-    def __init__(self, stream: IO[bytes] | None) -> None:
-        self._lines: list[bytes] = []
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _read(self, stream: IO[bytes] | None) -> None:
-        for line in stream or ():
-            if len(self._lines) < 10:  # noqa: PLR2004 - enough to tell
-                self._lines.append(line)
-
-    def first_line(self) -> str:
-        self._thread.join(timeout=5)
-        return self._lines[0].decode(errors="replace").strip()[:200] if self._lines else "no words"
 
 
 def _quote(name: str) -> str:

@@ -17,12 +17,12 @@ _OF_ONE_START: Final = ("PG_GRANDPARENT_PID", "PGDATA", "NOTIFY_SOCKET", "INVOCA
 
 @dataclass(frozen=True, slots=True)
 class Postmaster:
-    """A running server; *ready* once it accepts connections."""
+    """A running server; *state* is `starting`, `ready`, `standby` or `stopping`."""
 
     pid: int
     port: str
     socket_folder: str
-    ready: bool
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def postmaster_of(data: Path) -> Postmaster | None:
     except (OSError, ValueError, IndexError):
         return None
     lines += [""] * (_LOCK_FILE_LINES - len(lines))
-    return Postmaster(pid, lines[3], lines[4], ready=lines[7].strip() == "ready")
+    return Postmaster(pid, lines[3], lines[4], lines[7].strip())
 
 
 def run_options(data: Path) -> RunOptions:

@@ -141,7 +141,7 @@ def private_server(cluster: Cluster, data: Path) -> Iterator[PrivateServer]:
 
 def _wait_until_ready(data: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
     # However long that takes: between backup and target there may be days of WAL.
-    while (server := postmaster_of(data)) is None or not server.ready:
+    while (server := postmaster_of(data)) is None or server.state != "ready":
         if process.poll() is not None:
             raise _why(log.read_text(errors="replace"))
         time.sleep(_POLL_SECONDS)

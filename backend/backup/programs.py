@@ -103,6 +103,8 @@ class Account:
         Raises:
             UnavailableError: It is not on this machine.
         """
+        if shutil.which(command[0]) is None:
+            raise UnavailableError(f"{Path(command[0]).name} is not on this machine")
         as_root = os.geteuid() == 0
         try:
             return subprocess.Popen(
@@ -119,8 +121,6 @@ class Account:
                 group=self.gid if as_root else None,
                 extra_groups=[] if as_root else None,
             )
-        except FileNotFoundError:
-            raise UnavailableError(f"{Path(command[0]).name} is not on this machine") from None
         except OSError as err:
             raise UnavailableError(f"{command[0]} cannot be run: {err.strerror}") from None
 

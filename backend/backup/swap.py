@@ -72,6 +72,8 @@ def swap(cluster: Cluster, built: Path, at: datetime) -> Path:
     try:
         cluster.stop()
         _exchange(built, cluster.data)
+    except OSError as err:
+        raise UnavailableError(f"the directories were not exchanged: {err.strerror}") from err
     finally:
         _finish(cluster, journal)
     return cluster.data.with_name(kept)
@@ -171,24 +173,25 @@ def _finish(cluster: Cluster, journal: _Journal) -> None:
     """Go on from where the exchange is: forward if the new directory is the live one, else back."""
     built, kept = (cluster.data.with_name(name) for name in (journal.built, journal.kept))
     run = RunOptions(**journal.run)
-    is_new = cluster.data.stat().st_ino == journal.built_inode
-    try:
-        if is_new or journal.was_running:
+    refused = False
+    if cluster.data.stat().st_ino == journal.built_inode:
+        try:
             cluster.start(run)
-    except UnavailableError:
-        if not is_new:
-            raise
-        _put_back(cluster, built if built.exists() else kept, built)
+        except UnavailableError:
+            refused = True
+            _put_back(cluster, built if built.exists() else kept, built)
+        else:
+            if built.exists():
+                built.rename(kept)
+    if journal.was_running:
         cluster.start(run)
+    sync_folder(kept.parent)
+    (cluster.private / _JOURNAL).unlink(missing_ok=True)
+    sync_folder(cluster.private)
+    if refused:
         raise UnavailableError(
-            "the restored cluster does not start as the live one; the old one is back"
-        ) from None
-    else:
-        if is_new and built.exists():
-            built.rename(kept)
-            sync_folder(kept.parent)
-    finally:
-        _forget(cluster, journal)
+            "the restored cluster does not start as the live one; the old one was put back"
+        )
 
 
 def _put_back(cluster: Cluster, old: Path, built: Path) -> None:

@@ -360,7 +360,7 @@ def test_a_gpg_that_ends_its_message_before_the_dump_has_not_done_its_work(
 def test_a_gpg_that_is_killed_at_the_key_is_not_taken_for_a_bad_key(
     recipients: Recipients, changed_gpg: Callable[[str, str], None]
 ) -> None:
-    changed_gpg("--import", "kill -9 $$")
+    changed_gpg("--import", "cat > /dev/null; kill -9 $$")
     with pytest.raises(UnavailableError, match="gpg was ended by signal 9"):
         read_recipient(recipients.auditor.file)
 
