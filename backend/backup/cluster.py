@@ -28,6 +28,8 @@ _STOP_SECONDS: Final = 60
 _START_SECONDS: Final = 300
 _CLEAR_SECONDS: Final = 10
 _RESTORED: Final = "-restore-"
+# Folders of sockets, of trials and of probes, and files that are being written.
+_PASSING: Final = ("run-", "trial-", "probe-", ".")
 
 
 class Cluster:
@@ -221,3 +223,10 @@ class Cluster:
             shutil.rmtree(path, ignore_errors=True)
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{path} cannot be removed")
+
+    def sweep_private(self) -> None:
+        """Remove what killed processes left half-done in `private`; call it while none runs."""
+        for folder in (self.private, self.private / "pgbackrest"):
+            for left in folder.glob("*"):
+                if left.name.startswith(_PASSING):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -95,6 +95,9 @@ class Database(Protocol):
     def previous(self) -> list[datetime]:
         """When the old databases that are still kept aside were."""
 
+    def reopen(self, moment: datetime) -> Engine:
+        """Build a copy of the old database that was kept aside at *moment*, beside the live one."""
+
     def forget_previous(self, before: datetime) -> int:
         """Remove old databases that swaps before *before* have kept aside; return how many."""
 

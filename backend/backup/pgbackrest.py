@@ -8,6 +8,7 @@ not do is done around it: its `verify` ends with 0 on damage, its ciphertext is 
 
 import hashlib
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -164,9 +165,12 @@ class Pgbackrest:
         """
         try:
             found = self._choose(label, target_time, now or datetime.now(UTC))
-            if target_time is not None and self._is_of_live_server(found):
+            is_ours = self._is_of_live_cluster(found)
+            if target_time is not None and is_ours and self._cluster.postmaster():
                 self._archive_up_to_now()
             self._restore(found, into, target_time, progress)
+            if is_ours:
+                self._bring_histories(into)
         except BaseException:
             shutil.rmtree(into, ignore_errors=True)
             raise
@@ -214,12 +218,21 @@ class Pgbackrest:
             )
         return newest
 
-    def _is_of_live_server(self, found: BackupSet) -> bool:
-        if self._cluster.postmaster() is None:
-            return False
-        return self._cluster.ask("SELECT system_identifier FROM pg_control_system()") == (
-            found.system_id
-        )
+    def _is_of_live_cluster(self, found: BackupSet) -> bool:
+        with suppress(BackupDamagedError):
+            return found.system_id == self._cluster.system_id
+        # What lives here now is broken, and may well be why somebody restores.
+        return False
+
+    def _bring_histories(self, into: Path) -> None:
+        """
+        Tell the restored cluster of the timelines that were, for it to choose a new number.
+
+        It asks the archive, too, which may lag behind. The same number twice would mean WAL with
+        the same names, and the archive would take no more.
+        """
+        for history in (self._cluster.data / "pg_wal").glob("*.history"):
+            self._cluster.account.write(into / "pg_wal" / history.name, history.read_bytes())
 
     def _archive_up_to_now(self) -> None:
         """

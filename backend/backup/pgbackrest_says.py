@@ -41,7 +41,7 @@ _MEANINGS: Final[tuple[tuple[tuple[int, ...], type[HoldfastError], str], ...]] =
 # `info`: fine; nothing there yet; no backup yet; no stanza yet; one repository is not like the
 # others, each of which is asked.
 _SOUND: Final = (0, 1, 2, 3, 4)
-_UNREADABLE_STATUS: Final = re.compile(r"\[(Format|Crypto|Checksum|JsonFormat|FileInfo)Error\]")
+_CANNOT_OPEN: Final = re.compile(r"\[(Format|Crypto|Checksum|JsonFormat)Error\]")
 _SEGMENT: Final = "[0-9A-F]{24}"
 
 
@@ -105,7 +105,7 @@ def sets_of(info: bytes) -> list[BackupSet]:
         UnavailableError: The repository cannot be reached, or the answer is none.
     """
     try:
-        (stanza,) = json.loads(info)
+        (stanza,) = _read(info)
         for repo in stanza["repo"]:
             _require_sound(repo)
         clusters = {(db["id"], db["repo-key"]): db for db in stanza["db"]}
@@ -114,13 +114,19 @@ def sets_of(info: bytes) -> list[BackupSet]:
         raise UnavailableError("pgBackRest's list of backups cannot be read") from None
 
 
+def _read(info: bytes) -> list[dict[str, Any]]:
+    # Where it could not decrypt a file, the message holds bytes of it.
+    document: list[dict[str, Any]] = json.loads(info.decode(errors="replace"), strict=False)
+    return document
+
+
 def _require_sound(repository: Mapping[str, Any]) -> None:
     status = repository["status"]
     if repository["cipher"] == "none":
         raise ConfigurationError("the repository of pgBackRest is not encrypted")
     if status["code"] in _SOUND:
         return
-    if _UNREADABLE_STATUS.search(status["message"]):
+    if _CANNOT_OPEN.search(status["message"]):
         raise ConfigurationError(
             "the repository of pgBackRest cannot be opened: another passphrase, or damage"
         )
@@ -158,7 +164,7 @@ def _set_of(entry: Mapping[str, Any], clusters: Mapping[Any, Any]) -> BackupSet:
 def tablespaces_of(info: bytes) -> Sequence[str]:
     """Read the names of the tablespaces from `info --set=… --output=json`."""
     try:
-        (stanza,) = json.loads(info)
+        (stanza,) = _read(info)
         return [space["name"] for s in stanza["backup"] for space in s.get("tablespace") or ()]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UnavailableError("pgBackRest's description of the backup cannot be read") from None

@@ -8,6 +8,7 @@ must find it. Who can read that file can read the cluster itself.
 
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,8 +73,8 @@ class Stanza:
     @property
     def archive_command(self) -> str:
         """What `archive_command` must be for the server to archive into the repository."""
-        program = shutil.which(_PROGRAM) or _PROGRAM
-        return " ".join([program, *self._place(self._folder), "archive-push", '"%p"'])
+        words = [shutil.which(_PROGRAM) or _PROGRAM, *self._place(self._folder), "archive-push"]
+        return shlex.join(words).replace("%", "%%") + ' "%p"'
 
     @property
     def is_configured_by_us(self) -> bool:
@@ -164,11 +165,11 @@ class Stanza:
 
     def _spelled(self) -> str:
         if self._config is not None:
-            return _spell({"global": self._ciphers_for(self._read_theirs(self._config))})
+            return _spell({"global": self._missing_ciphers(self._config)})
         work = self._cluster.private
         options = {
             "repo1-path": str(self._repository),
-            **self._ciphers_for("repo1-"),
+            **self._ciphers("1"),
             "repo1-retention-full": _KEEP_ALL,
             "compress-type": "zst",
             "compress-level": "3",
@@ -181,19 +182,22 @@ class Stanza:
         stanza = {"pg1-path": str(self._cluster.data), "pg1-user": self._cluster.superuser}
         return _spell({"global": options, self.name: stanza})
 
-    def _read_theirs(self, config: Path) -> str:
+    def _missing_ciphers(self, config: Path) -> dict[str, str]:
+        """Return what encrypts the repositories of a configuration that names no cipher."""
         try:
-            return config.read_text(errors="replace")
+            theirs = config.read_text(errors="replace")
         except OSError as err:
             raise ConfigurationError(f"{config} cannot be read: {err.strerror}") from None
-
-    def _ciphers_for(self, configuration: str) -> dict[str, str]:
-        """Return what encrypts every repository of a configuration that says nothing of ciphers."""
-        if re.search(r"^\s*repo\d+-cipher-", configuration, re.MULTILINE):
+        if re.search(r"^\s*repo\d+-cipher-", theirs, re.MULTILINE):
             return {}
-        numbers = sorted(set(re.findall(r"^\s*repo(\d+)-", configuration, re.MULTILINE)))
-        values = {"cipher-type": "aes-256-cbc", "cipher-pass": self._passphrase}
-        return {f"repo{n}-{name}": value for n in numbers for name, value in values.items()}
+        numbers = set(re.findall(r"^\s*repo(\d+)-", theirs, re.MULTILINE)) or {"1"}
+        return {k: v for number in sorted(numbers) for k, v in self._ciphers(number).items()}
+
+    def _ciphers(self, number: str) -> dict[str, str]:
+        return {
+            f"repo{number}-cipher-type": "aes-256-cbc",
+            f"repo{number}-cipher-pass": self._passphrase,
+        }
 
 
 class _Meter:

@@ -75,17 +75,23 @@ class PostgresDatabase:
                 yield Snapshot(counts, str(revision), source, size, require_whole)
 
     def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
-        name = f"{self._name[: _MAX_NAME_BYTES - 20]}{_SCRATCH}{secrets.token_hex(4)}"
         # Found first: without it nothing has to be made.
         self._programs.find("pg_restore")
-        self._administer(f"CREATE DATABASE {_quote(name)} TEMPLATE template0")
-        built = make_engine(self._url_of(name).render_as_string(hide_password=False))
+        built = self._scratch_of("template0")
         try:
-            self._programs.fill(name, fill)
+            self._programs.fill(str(built.url.database), fill)
         except BaseException:
             self.discard(built)
             raise
         return built
+
+    def reopen(self, moment: datetime) -> Engine:
+        return self._scratch_of(self._kept()[moment])
+
+    def _scratch_of(self, template: str) -> Engine:
+        name = f"{self._name[: _MAX_NAME_BYTES - 20]}{_SCRATCH}{secrets.token_hex(4)}"
+        self._administer(f"CREATE DATABASE {_quote(name)} TEMPLATE {_quote(template)}")
+        return make_engine(self._url_of(name).render_as_string(hide_password=False))
 
     def check(self, built: Engine) -> None:
         # PostgreSQL checks foreign keys as it creates them; what is left is that it answers.

@@ -70,9 +70,6 @@ class PartsUpload:
         while self._pending and len(self._pending) >= _IN_FLIGHT_BYTES // part_bytes(number):
             self._sent.append(self._pending.popleft().result())
         self._pending.append(self._threads.submit(self._send, number, data))
-        # A part that failed is told now, not when all that follow have been made.
-        while self._pending and self._pending[0].done():
-            self._sent.append(self._pending.popleft().result())
 
     def _send(self, number: int, data: bytearray) -> dict[str, Any]:
         digest = _sha256(data)

@@ -7,6 +7,7 @@ never renamed over the live one: other processes would go on writing to the old 
 
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from backend.backup.database import Snapshot, moment_of, stamp
 from backend.db_utils import make_engine, sqlite_path
 from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
 
+_COPY_BYTES: Final = 1024 * 1024
 _SWAP_WAIT_SECONDS: Final = 30
 _SCRATCH_PREFIX: Final = ".holdfast-scratch-"
 _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
@@ -131,6 +133,15 @@ class SqliteDatabase:
 
     def previous(self) -> list[datetime]:
         return list(self._kept())
+
+    def reopen(self, moment: datetime) -> Engine:
+        kept = self._kept()[moment]
+
+        def copy(target: BinaryIO) -> None:
+            with kept.open("rb") as source:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+
+        return self.rebuild(copy)
 
     def forget_previous(self, before: datetime) -> int:
         old = [path for moment, path in self._kept().items() if moment < before]

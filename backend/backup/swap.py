@@ -21,7 +21,6 @@ from typing import Any, Final
 from backend.backup.cluster import Cluster
 from backend.backup.database import moment_of, stamp
 from backend.backup.postmaster import RunOptions, postmaster_of, run_options
-from backend.backup.private_server import sweep_sockets
 from backend.backup.programs import Account, sync_folder
 from backend.errors import BackupDamagedError, ConfigurationError, ConflictError, UnavailableError
 
@@ -116,7 +115,7 @@ def sweep(cluster: Cluster) -> int:
     for path in cluster.restored_directories():
         cluster.clear_directory(path)
         left += 1
-    sweep_sockets(cluster)
+    cluster.sweep_private()
     return left
 
 

@@ -19,6 +19,7 @@ from backend.cli.showing import (
     refuse_new,
     show,
     show_rows,
+    waiting,
     warn,
     write_new_with,
 )
@@ -110,6 +111,20 @@ def restore(
         # The ledger and the list of backups must be where this installation looks for them.
         get_restore_service().finish_ledger()
         get_backup_service().recover()
+    _show_restored(restored, as_json=as_json)
+
+
+@app.command()
+def undo(
+    *,
+    dry_run: DryRun = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Replace the live database.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the database back that the last restore has kept aside, and keep every promise since."""
+    get_setup_service().open()
+    with waiting("restoring"):
+        restored = get_restore_service().undo(COMMAND_LINE, dry_run=dry_run, confirm=confirm)
     _show_restored(restored, as_json=as_json)
 
 
@@ -212,7 +227,11 @@ def _show_restored(restored: Restored, *, as_json: bool) -> None:
         for name, each in restored.tables.items()
     ]
     print_table(("table", "rows before", "rows restored", "lost", "regained"), rows)
-    facts = {"backup": restored.backup_id, "made": restored.created_at, "status": restored.status}
+    facts = {
+        "backup": restored.backup_id or "the old database",
+        "made": restored.created_at,
+        "status": restored.status,
+    }
     facts |= asdict(restored.reapplied) | {"migrations": ", ".join(restored.migrations) or "none"}
     where = {"old database": restored.previous, "restored to": restored.target}
     show(facts | {name: at for name, at in where.items() if at}, as_json=False)

@@ -8,7 +8,7 @@ import typer
 from backend.cli import FAILED
 from backend.cli.showing import AsJson, print_json, print_table, progress
 from backend.crypto.key_services import KeyService, wrap
-from backend.crypto.keyring import parse_key
+from backend.crypto.keyring import RootKey, parse_key
 from backend.db_utils import session_scope
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.column_service import get_column_service
@@ -31,6 +31,12 @@ def wrap_key(service: KeyService) -> None:
     """Have a key service wrap the key that is piped in; print what ENCRYPTION_KEY then holds."""
     key = parse_key(sys.stdin.readline())
     print(wrap(key, service, key_services()))
+
+
+@app.command("id")
+def key_id() -> None:
+    """Say which key the text is that is piped in, as `keys status` and refusals name keys."""
+    print(RootKey(parse_key(sys.stdin.readline())).key_id.hex())
 
 
 @app.command()

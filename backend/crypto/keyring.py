@@ -179,9 +179,16 @@ def current() -> Keyring:
     Raises:
         ConfigurationError: None was installed yet.
     """
-    here = _used_here.get()
-    if here is not None:
-        return here
+    return _used_here.get() or configured()
+
+
+def configured() -> Keyring:
+    """
+    Return the keyring of this process, without keys that a backup has brought along.
+
+    Raises:
+        ConfigurationError: None was installed yet.
+    """
     if not _installed:
         raise ConfigurationError("no encryption key is loaded yet")
     return _installed[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -40,7 +41,7 @@ from backend.errors import (
     SchemaMismatchError,
     UnknownKeyError,
 )
-from backend.models import DATA_MAP
+from backend.models import DATA_MAP, Base
 from backend.services.encryption_service import get_encryption_service
 from backend.services.schema_service import get_schema_service
 from backend.services.store_service import addresses, claimed_by_backups, signer, store
@@ -141,12 +142,36 @@ class ArchiveService:
                     database.check(built)
                     if count_rows(built, manifest.tables) != manifest.tables:
                         raise BackupDamagedError("the rows are not those that the manifest counts")
-                    # Only then do today's models fit it.
-                    get_schema_service().upgrade(built)
-                    _open_sample(built)
+                    _fit(built)
                 yield built
         finally:
             # After a swap there is nothing left to discard, and that is no error.
+            database.discard(built)
+
+    @contextmanager
+    def reopened(
+        self, database: Database, moment: datetime
+    ) -> Iterator[tuple[Engine, str, dict[str, int]]]:
+        """
+        Copy the database that a swap at *moment* kept aside, migrate and prove it; drop it in the
+        end.
+
+        Yields:
+            It, the revision that it had, and its rows per table.
+
+        Raises:
+            BackupDamagedError: It is not sound.
+            BackupKeyError: It needs a key that is not configured any more.
+        """
+        built = database.reopen(moment)
+        try:
+            with as_damage():
+                database.check(built)
+                revision = get_schema_service().revision(built) or ""
+                tables = count_rows(built, [table.name for table in Base.metadata.sorted_tables])
+                _fit(built)
+            yield built, revision, tables
+        finally:
             database.discard(built)
 
     def key(self, manifest: Manifest) -> tuple[PayloadKey, list[RootKey]]:
@@ -280,6 +305,13 @@ def _take(descriptor: int, deadline: float) -> None:
             time.sleep(_RETRY_SECONDS)
         else:
             return
+
+
+def _fit(built: Engine) -> None:
+    """Bring a proven database to today's schema, and see that its sealed values open."""
+    # Only then do today's models fit it.
+    get_schema_service().upgrade(built)
+    _open_sample(built)
 
 
 def _open_sample(built: Engine) -> None:

@@ -5,7 +5,7 @@ The backup is rebuilt beside the live database and proven; control tables are ca
 the live one; erasures, withdrawals and retention are applied again; only then are the two swapped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -94,7 +94,7 @@ class Restored:
         breaks: Backups in the store that are not what they should be.
     """
 
-    backup_id: UUID
+    backup_id: UUID | None
     created_at: datetime
     dry_run: bool
     reapplied: Reapplied
@@ -108,6 +108,20 @@ class Restored:
     @property
     def status(self) -> str:
         return "planned" if self.dry_run else "restored"
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where the rows come from: a backup, or a database that was kept aside."""
+
+    backup_id: UUID | None
+    created_at: datetime
+    schema_revision: str
+    tables: Mapping[str, int]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "_Origin":
+        return cls(UUID(manifest.id), manifest.moment, manifest.schema_revision, manifest.tables)
 
 
 class RestoreService:
@@ -138,22 +152,52 @@ class RestoreService:
             SchemaMismatchError: It was written by a newer version or on another engine.
             ConflictError: Another backup or restore is running, or the backup is not complete.
         """
-        if not dry_run and not confirm:
-            raise RefusedError("a restore replaces the live database: set confirm to true")
-        asked = "dry_run" if dry_run else "done"
-        with exclusive(), _recorded(actor, backup_id, asked) as note:
+        _require_word(dry_run=dry_run, confirm=confirm)
+        with exclusive(), _recorded(actor, backup_id, dry_run=dry_run) as note:
             manifest = self._manifest(backup_id)
-            with self._rebuilt(live_database(), manifest, progress) as built:
-                if dry_run:
-                    restored = self._prepare(built, manifest, actor)
-                else:
-                    with writes_paused():
-                        restored = self._put_in_place(built, manifest, actor, confirm_empty)
-            if not dry_run:
-                self._apply_late_entries()
-                with session_scope(read_only=True) as session:
-                    get_column_service().apply(session)
-            note(restored)
+            with get_archive_service().rebuilt(live_database(), manifest, progress) as built:
+                restored = self._use(
+                    built, _Origin.of(manifest), actor, dry_run=dry_run, confirm_empty=confirm_empty
+                )
+            return self._finished(restored, note)
+
+    def undo(self, actor: Actor, *, dry_run: bool, confirm: bool) -> Restored:
+        """
+        Put the database back that the last restore has kept aside; the present one is kept too.
+
+        It is proven, and every promise made since is kept, as for a backup.
+
+        Raises:
+            NotFoundError: No database was kept aside.
+            HoldfastError: As `restore`.
+        """
+        _require_word(dry_run=dry_run, confirm=confirm)
+        with exclusive(), _recorded(actor, None, dry_run=dry_run) as note:
+            database = live_database()
+            kept = max(database.previous(), default=None)
+            if kept is None:
+                raise NotFoundError("no restore has kept a database aside")
+            with get_archive_service().reopened(database, kept) as (built, revision, tables):
+                origin = _Origin(None, kept, revision, tables)
+                restored = self._use(built, origin, actor, dry_run=dry_run, confirm_empty=True)
+            return self._finished(restored, note)
+
+    def _use(
+        self, built: Engine, origin: _Origin, actor: Actor, *, dry_run: bool, confirm_empty: bool
+    ) -> Restored:
+        _bring_up(built)
+        if dry_run:
+            return self._prepare(built, origin, actor)
+        with writes_paused():
+            return self._put_in_place(built, origin, actor, confirm_empty)
+
+    def _finished(self, restored: Restored, note: Callable[[Restored], None]) -> Restored:
+        """Do in the new database what could not be done before it was the live one."""
+        if not restored.dry_run:
+            self._apply_late_entries()
+            with session_scope(read_only=True) as session:
+                get_column_service().apply(session)
+        note(restored)
         with session_scope(read_only=True) as session:
             return replace(restored, breaks=get_catalogue_service().breaks(session))
 
@@ -178,13 +222,14 @@ class RestoreService:
             HoldfastError: As `restore`.
         """
         database = _database_at(target)
-        with exclusive(), _recorded(actor, backup_id, "beside") as note:
+        with exclusive(), _recorded(actor, backup_id, dry_run=False) as note:
             manifest = self._manifest(backup_id)
-            with self._rebuilt(database, manifest, progress) as built:
-                restored = self._prepare(built, manifest, actor)
-                where = database.publish(built)
+            with get_archive_service().rebuilt(database, manifest, progress) as built:
+                _bring_up(built)
+                restored = self._prepare(built, _Origin.of(manifest), actor)
+                restored = replace(restored, dry_run=False, target=database.publish(built))
             note(restored)
-        return replace(restored, dry_run=False, target=where)
+        return restored
 
     def _manifest(self, backup_id: UUID | None) -> Manifest:
         if backup_id is not None:
@@ -193,17 +238,6 @@ class RestoreService:
         if newest is None:
             raise NotFoundError("there is no backup in the store")
         return newest
-
-    @contextmanager
-    def _rebuilt(
-        self, database: Database, manifest: Manifest, progress: Progress
-    ) -> Iterator[Engine]:
-        configured = {key.key_id.hex() for key in keyring.current().keys}
-        with get_archive_service().rebuilt(database, manifest, progress) as built:
-            # Keys that the backup brought along are not configured: nothing may need them.
-            get_rotation_service().rotate_rows(built, configured)
-            get_rotation_service().index_missing(built)
-            yield built
 
     def recover(self, session: Session) -> Replayed:
         """Finish acts of the ledger that a killed process, or a database restored by other
@@ -224,9 +258,9 @@ class RestoreService:
         return replayed
 
     def _put_in_place(
-        self, built: Engine, manifest: Manifest, actor: Actor, confirm_empty: bool
+        self, built: Engine, origin: _Origin, actor: Actor, confirm_empty: bool
     ) -> Restored:
-        restored = self._prepare(built, manifest, actor)
+        restored = self._prepare(built, origin, actor)
         if restored.emptied and not confirm_empty:
             raise EmptyingError(
                 "the restore would leave these tables without a row: "
@@ -234,10 +268,10 @@ class RestoreService:
                 tables=restored.emptied,
             )
         kept = live_database().swap(built, datetime.now(UTC))
-        log.warning("restored", backup=manifest.id, previous=kept)
+        log.warning("restored", backup=str(origin.backup_id), previous=kept)
         return replace(restored, dry_run=False, previous=kept)
 
-    def _prepare(self, built: Engine, manifest: Manifest, actor: Actor) -> Restored:
+    def _prepare(self, built: Engine, origin: _Origin, actor: Actor) -> Restored:
         """Keep every promise in *built* that was made in the live database since."""
         with snapshot_scope() as live, session_scope(built) as restored:
             get_encryption_service().check(restored)
@@ -250,17 +284,17 @@ class RestoreService:
             restored.flush()
             tables = {m.name: compare(live, restored, m) for m in DATA_MAP.of_people}
         return Restored(
-            UUID(manifest.id),
-            manifest.moment,
+            origin.backup_id,
+            origin.created_at,
             True,
             Reapplied(replayed.erasures, consents + replayed.consents, restricted, run.affected),
             tables,
             [
                 name
                 for name, each in tables.items()
-                if each.live and not each.restored and not manifest.tables.get(name)
+                if each.live and not each.restored and not origin.tables.get(name)
             ],
-            get_schema_service().missing_in(manifest.schema_revision),
+            get_schema_service().missing_in(origin.schema_revision),
         )
 
     def _apply_late_entries(self) -> None:
@@ -269,6 +303,18 @@ class RestoreService:
             unfinished = get_ledger_service().unfinished(session)
         if unfinished:
             self.finish_ledger()
+
+
+def _require_word(*, dry_run: bool, confirm: bool) -> None:
+    if not dry_run and not confirm:
+        raise RefusedError("a restore replaces the live database: set confirm to true")
+
+
+def _bring_up(built: Engine) -> None:
+    """Let nothing in *built* need keys that this process does not have by itself."""
+    configured = {key.key_id.hex() for key in keyring.configured().keys}
+    get_rotation_service().rotate_rows(built, configured)
+    get_rotation_service().index_missing(built)
 
 
 def _restricted_rows(session: Session) -> int:
@@ -284,7 +330,7 @@ def _restricted_rows(session: Session) -> int:
 
 @contextmanager
 def _recorded(
-    actor: Actor, backup_id: UUID | None, outcome: str
+    actor: Actor, backup_id: UUID | None, *, dry_run: bool
 ) -> Iterator[Callable[[Restored], None]]:
     """Write down how the restore in the block ended, also when it was refused."""
     done: list[Restored] = []
@@ -296,6 +342,7 @@ def _recorded(
             _record(actor, backup_id, code, None)
         raise
     for restored in done:
+        outcome = "dry_run" if dry_run else "beside" if restored.target else "done"
         _record(actor, restored.backup_id, outcome, restored)
 
 
