@@ -205,10 +205,10 @@ class Settings(BaseSettings):
     @cached_property
     def backup_locations(self) -> tuple[str, ...]:
         """Where backups lie: the first is written to, the others get copies."""
-        urls = (url.strip() for url in (self.backup_url or "").split(","))
-        return tuple(dict.fromkeys(filter(None, urls))) or (
-            str(self.data_dir.absolute() / "backups"),
-        )
+        urls = filter(None, (url.strip() for url in (self.backup_url or "").split(",")))
+        # A folder is the same one for every process, wherever it runs.
+        absolute = (url if "://" in url else str(Path(url).absolute()) for url in urls)
+        return tuple(dict.fromkeys(absolute)) or (str(self.data_dir.absolute() / "backups"),)
 
     @property
     def is_production(self) -> bool:

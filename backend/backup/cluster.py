@@ -16,6 +16,7 @@ from typing import Final
 from backend.backup.postmaster import (
     Postmaster,
     RunOptions,
+    is_starting,
     postmaster_of,
     run_options,
     version_of,
@@ -127,14 +128,14 @@ class Cluster:
         # One that a killed process has told to stop is no server to stay with.
         while (server := self.postmaster()) is not None and server.state == "stopping":
             time.sleep(_POLL_SECONDS)
-        if server is None and not self._start_command:
-            self._start_as_before(options)
-            return
         if server is None:
-            self._tell_service(self._start_command)
+            self._launch(options)
         self._wait_until_ready()
 
-    def _start_as_before(self, options: RunOptions) -> None:
+    def _launch(self, options: RunOptions) -> None:
+        if self._start_command:
+            self._tell_service(self._start_command)
+            return
         pg_ctl = str(Path(options.program).with_name("pg_ctl"))
         command = [pg_ctl, "start", "-s", "-w", "-t", str(_START_SECONDS), "-D", str(self.data)]
         command += ["-l", options.log, "-p", options.program]
@@ -142,17 +143,24 @@ class Cluster:
             [*command, "-o", shlex.join(options.arguments)],
             environment=options.environment or None,
         )
-        if done.code != 0:
+        # A process that was killed may have started one a moment ago, which then is in our way.
+        if done.code != 0 and not self._appears():
             raise UnavailableError(f"PostgreSQL does not start: {done.said()}")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
+        while self._appears() and time.monotonic() < deadline:
             server = self.postmaster()
             if server is not None and server.state in ("ready", "standby"):
                 return
             time.sleep(_POLL_SECONDS)
         raise UnavailableError("PostgreSQL does not start: its log says why")
+
+    def _appears(self) -> bool:
+        """Whether a server is there, or about to be."""
+        while is_starting(self.data):
+            time.sleep(_POLL_SECONDS)
+        return self.postmaster() is not None
 
     def stop(self) -> None:
         """
@@ -161,7 +169,7 @@ class Cluster:
         Raises:
             UnavailableError: It does not stop.
         """
-        if self.postmaster() is None:
+        if not self._appears():
             return
         if self._stop_command:
             self._tell_service(self._stop_command)

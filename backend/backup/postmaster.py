@@ -1,6 +1,7 @@
 """What a data directory tells of its server: whether it runs, how it was started, its version."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +48,16 @@ def postmaster_of(data: Path) -> Postmaster | None:
         return None
     lines += [""] * (_LOCK_FILE_LINES - len(lines))
     return Postmaster(pid, lines[3], lines[4], lines[7].strip())
+
+
+def is_starting(data: Path) -> bool:
+    """Whether a program is about to run a server on *data*, which has no lock file yet."""
+    words = re.compile(rb'-D[\0 ]"?' + re.escape(os.fsencode(data)) + rb'["\0]')
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if words.search((process / "cmdline").read_bytes()):
+                return postmaster_of(data) is None
+    return False
 
 
 def run_options(data: Path) -> RunOptions:

@@ -21,6 +21,7 @@ from backend.backup.manifest import (
     escrow_name,
     finish_deletions,
     gone_ids,
+    stored_ids,
 )
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
@@ -199,6 +200,7 @@ class BackupService:
 
     def _copy(self) -> Synced:
         with session_scope(read_only=True) as session:
+            get_ledger_service().mirror(session)
             unsettled = get_ledger_service().unfinished(session)
         return get_store_service().sync(unsettled)
 
@@ -295,13 +297,22 @@ class _Recorder:
 
 
 def _fail_abandoned() -> int:
-    """Whoever holds the lock knows that no other backup is running, whatever records say."""
+    """
+    Whoever holds the lock knows that no other backup is running, whatever records say.
+
+    One whose manifest is stored is a backup: its process died before it wrote that down, or the
+    record came with a restore from the backup that was just being made then.
+    """
     with session_scope() as session:
         running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
         records = session.scalars(running).all()
+        stored = stored_ids(store()) if records else []
         for record in records:
-            delete_backup(store(), str(record.id))
-            record.status, record.error = BackupStatus.FAILED, "interrupted"
+            if str(record.id) in stored:
+                session.merge(record_of(get_archive_service().manifest(record.id)))
+            else:
+                delete_backup(store(), str(record.id))
+                record.status, record.error = BackupStatus.FAILED, "interrupted"
     return len(records)
 
 

@@ -113,12 +113,15 @@ class CatalogueService:
         return get_archive_service().manifest(backup_id)
 
     def adopt(self) -> None:
-        """Take up records of backups that the store has and this database does not know."""
+        """Take up records of backups that the store has and this database knows nothing good of."""
         with session_scope() as session:
-            known = set(map(str, session.scalars(select(BackupRecord.id))))
+            complete = select(BackupRecord.id).where(BackupRecord.status == BackupStatus.COMPLETE)
+            known = set(map(str, session.scalars(complete)))
             for backup_id in set(stored_ids(store())) - known:
                 with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
-                    session.add(record_of(get_archive_service().manifest(UUID(backup_id))))
+                    record = record_of(get_archive_service().manifest(UUID(backup_id)))
+                    record.error = None
+                    session.merge(record)
 
 
 def record_of(manifest: Manifest) -> BackupRecord:

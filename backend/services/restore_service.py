@@ -52,7 +52,7 @@ from backend.services.archive_service import (
 )
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.carry_over_service import get_carry_over_service
-from backend.services.catalogue_service import get_catalogue_service
+from backend.services.catalogue_service import get_catalogue_service, record_of
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
@@ -114,14 +114,18 @@ class Restored:
 class _Origin:
     """Where the rows come from: a backup, or a database that was kept aside."""
 
-    backup_id: UUID | None
     created_at: datetime
     schema_revision: str
     tables: Mapping[str, int]
+    manifest: Manifest | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "_Origin":
-        return cls(UUID(manifest.id), manifest.moment, manifest.schema_revision, manifest.tables)
+        return cls(manifest.moment, manifest.schema_revision, manifest.tables, manifest)
+
+    @property
+    def backup_id(self) -> UUID | None:
+        return UUID(self.manifest.id) if self.manifest else None
 
 
 class RestoreService:
@@ -178,7 +182,7 @@ class RestoreService:
             if kept is None:
                 raise NotFoundError("no restore has kept a database aside")
             with get_archive_service().reopened(database, kept) as (built, revision, tables):
-                origin = _Origin(None, kept, revision, tables)
+                origin = _Origin(kept, revision, tables)
                 restored = self._use(built, origin, actor, dry_run=dry_run, confirm_empty=True)
             return self._finished(restored, note)
 
@@ -277,6 +281,9 @@ class RestoreService:
             get_encryption_service().check(restored)
             get_encryption_service().note_primary(restored)
             consents = get_carry_over_service().carry_over(live, restored)
+            if origin.manifest is not None:
+                # When it was taken, its own record was still running.
+                restored.merge(record_of(origin.manifest))
             restricted = _restricted_rows(restored)
             replayed = self.recover(restored)
             restricted = _restricted_rows(restored) - restricted

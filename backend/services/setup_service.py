@@ -110,6 +110,7 @@ class SetupService:
     def _finish_acts(self) -> None:
         try:
             with session_scope(read_only=True) as session:
+                get_ledger_service().mirror(session)
                 unfinished = get_ledger_service().unfinished(session)
             if unfinished:
                 replayed = get_restore_service().finish_ledger()

@@ -8,11 +8,12 @@ follows later: `sync` compares names, so that it may be killed and run again.
 import hashlib
 import hmac
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
@@ -125,9 +126,12 @@ def _sync(first: Store, copy: Store, unsettled: Collection[str], done: Synced) -
         missing = set(source.names("", "")) - set(target.names("", "")) - set(unsettled)
         wanted = (name for name in missing if is_note(name) or name.split(".")[0] not in gone)
         for name in sorted(wanted, key=_manifests_last):
-            # What is deleted or written by another process meanwhile is no loss.
-            with suppress(NotFoundError, ConflictError):
+            try:
                 target.copy_from(name, source)
+            except (NotFoundError, ConflictError):
+                # Deleted, or written by another process, meanwhile.
+                log.info("not_copied", object=name)
+            else:
                 done.copied += 1
     for backup_id in stored_ids(copy):
         if backup_id in gone:
@@ -199,7 +203,7 @@ def claimed_by_backups() -> dict[str, set[str]]:
 @contextmanager
 def using_store(url: str) -> Iterator[None]:
     """Work with the store at *url* in this context, in the place of all others."""
-    token = _other_address.set(_address(url))
+    token = _other_address.set(_address(url if "://" in url else str(Path(url).absolute())))
     try:
         yield
     finally:
