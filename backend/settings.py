@@ -89,6 +89,14 @@ class Settings(BaseSettings):
     backup_lock_days: int = Field(default=0, ge=0, le=MAX_RETENTION_DAYS)
     backup_gpg_recipient: Path | None = None
 
+    pgbackrest_cluster: Path | None = None
+    pgbackrest_stanza: str = "holdfast"
+    pgbackrest_repository: Path | None = None
+    pgbackrest_config: Path | None = None
+    pgbackrest_superuser: str = "postgres"
+    pgbackrest_start_command: str | None = None
+    pgbackrest_stop_command: str | None = None
+
     encryption_key: SecretStr | None = None
     encryption_keys_previous: SecretStr | None = None
 
@@ -180,6 +188,12 @@ class Settings(BaseSettings):
         # What erased people are told is when the last backup is gone.
         if self.backup_lock_days > self.backup_max_age_days:
             raise ValueError("BACKUP_LOCK_DAYS is longer than BACKUP_MAX_AGE_DAYS")
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_is_known(self) -> Self:
+        if self.backup_engine is BackupEngine.PGBACKREST and self.pgbackrest_cluster is None:
+            raise ValueError("BACKUP_ENGINE=pgbackrest needs PGBACKREST_CLUSTER: a data directory")
         return self
 
     @cached_property

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from benchmarks.backup_cluster import Cluster
+from benchmarks.backup_contenders import Source, checkpoint
 from benchmarks.backup_meter import Place, make_durable
-from benchmarks.backup_peers import Source, checkpoint
 from benchmarks.backup_postgres_peers import LIVE, dumping, loading
 
 _TRASH: Final = Path(os.devnull)
@@ -73,7 +73,8 @@ class SqliteLimits(Limits):
     programs: Sequence[str] = ("sqlite3", "zstd")
     needed: ClassVar = {
         "create": (_TWO_THREADS, _VACUUM),
-        "prove": (CHECKS, _UNPACKED),
+        "read": (_UNPACKED,),
+        "verify": (CHECKS, _UNPACKED),
         "restore": (_UNPACKED,),
     }
     besides: ClassVar = {"create": (_ONE_THREAD,), "restore": (_DURABLE, CHECKS)}
@@ -108,7 +109,8 @@ class SqliteLimits(Limits):
 class PostgresLimits(Limits):
     needed: ClassVar = {
         "create": (_TWO_THREADS, _DUMP),
-        "prove": (_LOAD, _UNPACKED),
+        "read": (_UNPACKED,),
+        "verify": (_LOAD, _UNPACKED),
         "restore": (_LOAD, _UNPACKED),
     }
     besides: ClassVar = {"create": (_ONE_THREAD,), "restore": (_ROWS,)}

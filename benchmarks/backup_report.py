@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from benchmarks.backup_contenders import HOLDFAST
 from benchmarks.backup_limits import CHECKS, Limits
 from benchmarks.backup_meter import Cost
-from benchmarks.backup_peers import HOLDFAST
 from benchmarks.backup_requests import Waits
 from benchmarks.report import RESULTS, Aim, Figure, Report, Samples
 
-# What each contender does, in this order, and how its figure reads.
-STEPS: Final = {"create": "Create", "verify": "Verify", "restore": "Restore"}
+# In this order.
+STEPS: Final = ("create", "read", "verify", "restore")
+PEER_STEPS: Final = ("create", "verify", "restore")
 STAGE, START = "stage", "start"
 _AHEAD: Final = Aim(1, at_most=True)
 _NO_WORSE: Final = Aim(1, at_most=False)
@@ -23,6 +24,14 @@ _SMALL: Final = Aim(100, at_most=True, of_ratio=False)
 
 _CLOCK_SECONDS: Final = 0.01
 _LEAST_MIB: Final = 0.1
+
+# Step of ours, how its figures read, and what of a peer's does as much.
+_COMPARED: Final = (
+    ("create", "Create", "create"),
+    ("read", "Read whole and check tags", "verify"),
+    ("verify", "Prove that it restores", "restore"),
+    ("restore", "Restore", "restore"),
+)
 
 # By round: a slow peer may have fewer.
 Rounds = dict[int, Cost]
@@ -94,17 +103,22 @@ class BackupReport(Report):
 
 def figures(found: Found) -> Iterator[Figure]:
     """Compare ours with every peer and every limit on one engine."""
-    for step, verb in STEPS.items():
-        name = f"{verb}, {found.engine} of {found.mib:,.0f} MiB"
+    place = f"{found.engine} of {found.mib:,.0f} MiB"
+    for step, words, their_step in _COMPARED:
+        checks = [(CHECKS, STAGE)] if step == "verify" and CHECKS in found.costs else []
         for peer in found.peers:
-            ours, theirs = found.pair(step, "seconds", (peer, step))
-            yield Figure(name, "s", ours, theirs, _AHEAD, peer)
-        if step == "verify":
-            yield from _proofs(found)
+            label = f"{peer}, checks" if checks else peer
+            ours, theirs = found.pair(step, "seconds", (peer, their_step), *checks)
+            yield Figure(f"{words}, {place}", "s", ours, theirs, _AHEAD, label)
         for peer in found.peers:
-            ours, theirs = map(found.rates, found.pair(step, "cpu_seconds", (peer, step)))
-            name = f"{verb}, {found.engine}, of CPU time"
-            yield Figure(name, "MiB per CPU-second", ours, theirs, _NO_WORSE, peer)
+            label = f"{peer}, checks" if checks else peer
+            cpu = found.pair(step, "cpu_seconds", (peer, their_step), *checks)
+            ours, theirs = map(found.rates, cpu)
+            name = f"{words}, {found.engine}, of CPU time"
+            yield Figure(name, "MiB per CPU-second", ours, theirs, _NO_WORSE, label)
+    for peer in found.peers:
+        ours, theirs = found.pair("verify", "seconds", (peer, "verify"))
+        yield Figure(f"Prove, where the peer reads, {place}", "s", ours, theirs, None, peer)
     for peer in found.peers:
         ours, theirs = (Samples([found.stored_mib[name]]) for name in (HOLDFAST, peer))
         yield Figure(f"Stored, {found.engine}", "MiB", ours, theirs, None, peer)
@@ -120,23 +134,13 @@ def waiting(engine: str, waits: Mapping[str, Waits]) -> Iterator[Figure]:
         yield Figure(words, "ms", during, idle, aim, "idle")
 
 
-def _proofs(found: Found) -> Iterator[Figure]:
-    """Beside what a peer must do to prove as much: restore, and check what came out."""
-    name = f"Prove that it restores, {found.engine} of {found.mib:,.0f} MiB"
-    checks = [(CHECKS, STAGE)] if CHECKS in found.costs else []
-    for peer in found.peers:
-        ours, theirs = found.pair("verify", "seconds", (peer, "restore"), *checks)
-        words = f"{peer}: restore" + (", checks" if checks else "")
-        yield Figure(name, "s", ours, theirs, _AHEAD, words)
-
-
 def _memory(found: Found) -> Iterator[Figure]:
-    for step, verb in STEPS.items():
+    for step, _words, their_step in _COMPARED:
         # The others' are in the second table.
         for peer in found.peers[:1]:
             for of, words in (("largest_mib", "largest process"), ("together_mib", "all of them")):
-                name = f"Memory, {verb.lower()}, {found.engine}, {words}"
-                ours, theirs = map(_seen, found.pair(step, of, (peer, step)))
+                name = f"Memory, {step}, {found.engine}, {words}"
+                ours, theirs = map(_seen, found.pair(step, of, (peer, their_step)))
                 yield Figure(name, "MiB", ours, theirs, _SMALL, peer)
 
 
@@ -149,11 +153,10 @@ def _beside_limits(found: Found) -> Iterator[Figure]:
     """Say which share of each limit's speed is reached; the slowest that is needed is the aim."""
     if found.limits is None:
         return
-    for limited, needed in found.limits.needed.items():
-        step, words = ("verify", "Proof") if limited == "prove" else (limited, STEPS[limited])
-        name = f"{words} beside its stages, {found.engine}"
+    for step, needed in found.limits.needed.items():
+        name = f"Stages of {step}, {found.engine}"
         slowest = max(needed, key=lambda stage: found.median(stage, STAGE))
-        for stage in (*needed, *found.limits.besides.get(limited, ())):
+        for stage in (*needed, *found.limits.besides.get(step, ())):
             ours, limit = map(found.rates, found.pair(step, "seconds", (stage, STAGE)))
             aim = _NEAR_LIMIT if stage == slowest else None
             yield Figure(name, "MiB/s", ours, limit, aim, stage)

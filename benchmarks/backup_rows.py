@@ -28,8 +28,8 @@ TABLES: Final = (
     "users", "billing_addresses", "bookings", "companions", "payments", "invoices",
     "invoice_lines", "feedback",
 )  # fmt: skip
-_BOOKINGS: Final = 20_000
-_FEW_BOOKINGS: Final = 4_000
+_BOOKINGS: Final = 40_000
+_FEW_BOOKINGS: Final = 16_000
 # Below this, whole copies of the large sample would miss the wanted size by too much.
 _SMALL_MIB: Final = 256
 # Primes, so that a copy's sealed cells come from everywhere in the sample.

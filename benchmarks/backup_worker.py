@@ -1,17 +1,19 @@
 """
 What runs inside a Holdfast process of its own to measure backups.
 
-Reads one JSON object and writes another. `prepare` makes an installation and fills it; `sign_in`
-gives it a person with consents, an admin, and a token of each.
+Reads one JSON object and writes another. `prepare` makes an installation and fills it; `read`
+reads a backup whole; `sign_in` makes a person with consents, an admin, and a token of each.
 """
 
 import json
 import sys
 from collections.abc import Callable
 from typing import Any, Final
+from uuid import UUID
 
 from backend.db_utils import session_scope
 from backend.models import Role
+from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.setup_service import get_setup_service
@@ -30,6 +32,13 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
         return {"rows": counts, "mib": rows.size_bytes(connection) / MIB}
 
 
+def read(order: dict[str, Any]) -> dict[str, Any]:
+    get_setup_service().open()
+    archives = get_archive_service()
+    archives.read_through(archives.manifest(UUID(order["backup_id"])))
+    return {}
+
+
 def sign_in(_order: dict[str, Any]) -> dict[str, Any]:
     person = consents()
     with session_scope() as session:
@@ -39,6 +48,7 @@ def sign_in(_order: dict[str, Any]) -> dict[str, Any]:
 
 _TASKS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "prepare": prepare,
+    "read": read,
     "sign_in": sign_in,
 }
 

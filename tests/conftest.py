@@ -27,6 +27,7 @@ from sqlalchemy import select
 
 import db_cli
 from backend import db_utils
+from backend.backup import stores
 from backend.crypto import bearer, keyring, passwords
 from backend.db_utils import session_scope
 from backend.models import Role, User
@@ -36,6 +37,9 @@ from backend.services.auth_service import get_auth_service, token_lifetime
 from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
 from main import create_app
+from tests.backup.s3_server import aws_environment, s3_bucket, s3_server
+
+__all__ = ["aws_environment", "s3_bucket", "s3_server"]
 
 # How fast a machine draws examples decides nothing.
 hypothesis.settings.register_profile(
@@ -117,6 +121,8 @@ def clear_caches() -> None:
     for engine in db_utils._engines.values():
         engine.dispose()
     get_settings.cache_clear()
+    # Clients keep the credentials that they were made with.
+    stores._bucket.cache_clear()
     keyring._installed.clear()
 
 

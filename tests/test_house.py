@@ -212,7 +212,7 @@ def test_no_package_file_hides_the_library_alembic() -> None:
         ("backend/backup/a.py", "import cryptography.x509", "cryptography does not"),
         ("main.py", "import schedule", "schedule does not"),
         ("backend/services/a.py", "import boto3", "boto3 does not"),
-        ("backend/crypto/a.py", "import obstore", "obstore does not"),
+        ("backend/crypto/a.py", "import gnupg", "gnupg does not"),
         ("backend/services/setup_service.py", "from alembic import command", "alembic does not"),
         ("backend/services/a.py", "session.commit()", "commits"),
         ("backend/api/a.py", "def f(session):\n    done = session.commit\n    done()", "commits"),

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, Field
 from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
 from backend.api.problems import problems
+from backend.backup.pgbackrest_says import Kind
 from backend.models import BackupStatus
 from backend.services.backup_service import MAX_LABEL_CHARS, get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
@@ -22,6 +23,9 @@ router = APIRouter(prefix="/security/backup", tags=["backup"])
 class CreateBody(Body, json_schema_extra=examples.of(examples.BACKUP)):
     label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
 
+    kind: Annotated[Kind, Field(strict=False)] = Field(
+        default=Kind.FULL, description="Other than `full` where pgBackRest makes it."
+    )
     wait: bool = Field(
         default=True, description="False answers at once; how it ends, the record will say."
     )
@@ -34,6 +38,10 @@ class RestoreBody(Body, json_schema_extra=examples.of(examples.RESTORE)):
     confirm_empty: bool = Field(
         default=False,
         description="Must be true, too, where tables that have rows now would have none.",
+    )
+    target_time: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+        default=None,
+        description="What was committed up to then, from a backup that pgBackRest has made.",
     )
 
 
@@ -107,7 +115,7 @@ def create_backup(actor: AdminActor, body: CreateBody | None = None) -> BackupAn
     """Back up the database: consistent, compressed, encrypted, stored whole or not at all."""
     body = body or CreateBody()
     make = get_backup_service().create if body.wait else get_backup_service().start
-    return BackupAnswer.model_validate(make(actor, body.label))
+    return BackupAnswer.model_validate(make(actor, body.label, kind=body.kind))
 
 
 @router.get("/list", responses=problems(401, 403))
@@ -132,6 +140,7 @@ def restore_backup(body: RestoreBody, actor: AdminActor) -> RestoreAnswer:
         dry_run=body.dry_run,
         confirm=body.confirm,
         confirm_empty=body.confirm_empty,
+        target_time=body.target_time,
     )
     return RestoreAnswer.model_validate(restored)
 

@@ -214,6 +214,19 @@ class Cluster:
         """Whether `new_directory` gives such a name."""
         return bool(re.fullmatch(re.escape(self.data.name + _RESTORED) + "[0-9a-f]{8}", name))
 
+    def bring_histories(self, into: Path) -> None:
+        """
+        Tell a restored directory of the timelines that were, for it to choose a new number.
+
+        It asks the archive, too, which may lag behind. The same number twice would mean WAL of
+        the same names, and the archive would take no more.
+
+        Raises:
+            UnavailableError: The disk is full.
+        """
+        for history in (self.data / "pg_wal").glob("*.history"):
+            self.account.write(into / "pg_wal" / history.name, history.read_bytes())
+
     def clear_directory(self, path: Path) -> None:
         """
         Remove a restored data directory; a server that a killed process left on it is ended.

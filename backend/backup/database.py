@@ -1,7 +1,8 @@
 """
 What a backup needs of a database engine: a consistent snapshot, a copy built beside, a swap.
 
-Two engines do it: `backend.backup.sqlite` and `backend.backup.postgres`.
+Dumps of two engines do it, `backend.backup.sqlite` and `backend.backup.postgres`, and pgBackRest,
+`backend.backup.cluster_database`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -49,12 +50,11 @@ class Snapshot:
 
 
 class Database(Protocol):
-    """A live database that can be saved and replaced."""
+    """A live database that can be replaced by one that was built beside it."""
 
-    engine_name: str
-
-    def snapshot(self, tables: Iterable[str]) -> AbstractContextManager[Snapshot]:
-        """Open a snapshot; it is released when the block ends."""
+    @property
+    def engine_name(self) -> str:
+        """What makes its backups, as manifests name it."""
 
     def lock(self) -> AbstractContextManager[None]:
         """
@@ -64,33 +64,14 @@ class Database(Protocol):
             ConflictError: Another one is at it.
         """
 
-    def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
-        """
-        Build a database beside the live one; on an error nothing is left.
-
-        Args:
-            fill: Writes the dump to the file that it is given.
-        """
-
     def check(self, built: Engine) -> None:
         """Raise `BackupDamagedError` unless *built* is sound in itself."""
-
-    def refuse_existing(self) -> None:
-        """Raise `RefusedError` where there is a database already under the name that is ours."""
-
-    def publish(self, built: Engine) -> str:
-        """
-        Give a built database the name that is ours, where there is none yet; say where it is.
-
-        Raises:
-            ConflictError: There is one.
-        """
 
     def swap(self, built: Engine, at: datetime) -> str:
         """Put *built* in the place of the live one, at once or not at all; say where the old is."""
 
     def discard(self, built: Engine) -> None:
-        """Remove a built database."""
+        """Remove a built database; one that was swapped in is no more there, and no error."""
 
     def previous(self) -> list[datetime]:
         """When the old databases that are still kept aside were."""
@@ -103,6 +84,32 @@ class Database(Protocol):
 
     def sweep(self) -> int:
         """Remove what a killed restore left; return how many."""
+
+
+class DumpedDatabase(Database, Protocol):
+    """A database that our own backups dump, and that is built from a dump."""
+
+    def snapshot(self, tables: Iterable[str]) -> AbstractContextManager[Snapshot]:
+        """Open a snapshot; it is released when the block ends."""
+
+    def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
+        """
+        Build a database beside the live one; on an error nothing is left.
+
+        Args:
+            fill: Writes the dump to the file that it is given; it may be called again.
+        """
+
+    def refuse_existing(self) -> None:
+        """Raise `RefusedError` where there is a database already under the name that is ours."""
+
+    def publish(self, built: Engine) -> str:
+        """
+        Give a built database the name that is ours, where there is none yet; say where it is.
+
+        Raises:
+            ConflictError: There is one.
+        """
 
 
 def count_rows(engine: Engine, tables: Iterable[str]) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Manifest:
         payload_offset: Where in the archive the encrypted payload begins.
         kind: `full`, or what another engine than ours makes: `diff`, `incr`.
         repository_label: By which that engine's own repository knows the backup.
+        builds_on: Ids of the backups that must stay for this one to restore.
         row_keys: Keys that the rows need beside *key_id*, which the header needs.
     """
 
@@ -59,6 +60,7 @@ class Manifest:
     payload_offset: int = 0
     kind: str = "full"
     repository_label: str | None = None
+    builds_on: list[str] = field(default_factory=list)
     key_id: str = ""
     row_keys: list[str] = field(default_factory=list)
 

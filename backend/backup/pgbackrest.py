@@ -170,7 +170,7 @@ class Pgbackrest:
                 self._archive_up_to_now()
             self._restore(found, into, target_time, progress)
             if is_ours:
-                self._bring_histories(into)
+                self._cluster.bring_histories(into)
         except BaseException:
             shutil.rmtree(into, ignore_errors=True)
             raise
@@ -223,16 +223,6 @@ class Pgbackrest:
             return found.system_id == self._cluster.system_id
         # What lives here now is broken, and may well be why somebody restores.
         return False
-
-    def _bring_histories(self, into: Path) -> None:
-        """
-        Tell the restored cluster of the timelines that were, for it to choose a new number.
-
-        It asks the archive, too, which may lag behind. The same number twice would mean WAL with
-        the same names, and the archive would take no more.
-        """
-        for history in (self._cluster.data / "pg_wal").glob("*.history"):
-            self._cluster.account.write(into / "pg_wal" / history.name, history.read_bytes())
 
     def _archive_up_to_now(self) -> None:
         """

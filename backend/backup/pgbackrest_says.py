@@ -31,6 +31,7 @@ _MEANINGS: Final[tuple[tuple[tuple[int, ...], type[HoldfastError], str], ...]] =
         BackupDamagedError,
         "pgBackRest cannot read the repository: another passphrase, or damage",
     ),
+    ((55,), BackupDamagedError, "a file that the repository of pgBackRest should have is missing"),
     ((28, 44, 51, 58), ConfigurationError, "the stanza of pgBackRest is another cluster's"),
     ((27, 30, 31, 32, 37, 46), ConfigurationError, "pgBackRest: {said}"),
     ((68, 87), ConfigurationError, "the cluster does not archive its WAL: {said}"),
@@ -136,6 +137,8 @@ def _require_sound(repository: Mapping[str, Any]) -> None:
 def _set_of(entry: Mapping[str, Any], clusters: Mapping[Any, Any]) -> BackupSet:
     database, repository = entry["database"]["id"], entry["database"]["repo-key"]
     cluster = clusters[database, repository]
+    # Neither is said of one that somebody made without a running server.
+    archive, lsn = entry.get("archive") or {}, entry.get("lsn") or {}
     record = None
     with suppress(ValueError):
         record = UUID((entry.get("annotation") or {}).get("record", ""))
@@ -144,10 +147,10 @@ def _set_of(entry: Mapping[str, Any], clusters: Mapping[Any, Any]) -> BackupSet:
         kind=Kind(entry["type"]),
         started_at=datetime.fromtimestamp(entry["timestamp"]["start"], UTC),
         stopped_at=datetime.fromtimestamp(entry["timestamp"]["stop"], UTC),
-        first_wal=entry["archive"]["start"],
-        last_wal=entry["archive"]["stop"],
-        first_lsn=entry["lsn"]["start"],
-        last_lsn=entry["lsn"]["stop"],
+        first_wal=archive.get("start") or "",
+        last_wal=archive.get("stop") or "",
+        first_lsn=lsn.get("start") or "",
+        last_lsn=lsn.get("stop") or "",
         database_bytes=entry["info"]["size"],
         size_bytes=entry["info"]["repository"]["delta"],
         prior=entry["prior"],

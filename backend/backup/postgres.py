@@ -34,7 +34,7 @@ _MAX_NAME_BYTES: Final = 63
 class PostgresDatabase:
     """The PostgreSQL database of a live engine."""
 
-    engine_name = "postgresql"
+    engine_name: Final = "postgresql"
 
     def __init__(self, live: Engine) -> None:
         self._live = live

@@ -1,8 +1,8 @@
 """
 A server on a restored data directory that only we, and the owner of the cluster, can reach.
 
-Nothing in it acts by itself: it archives no WAL, calls no publisher, loads no library that works
-in the background, and waits for no standby.
+Nothing in it acts by itself: it archives no WAL, calls no publisher, runs no command when it has
+recovered, loads no library that works in the background, and waits for no standby.
 """
 
 import os
@@ -51,10 +51,17 @@ _OPTIONS: Final = {
     "hot_standby": "off",
     "synchronous_standby_names": "",
     "primary_conninfo": "",
+    "recovery_min_apply_delay": "0",
+    "recovery_end_command": "",
+    "archive_cleanup_command": "",
     "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
     "max_logical_replication_workers": "0",
     "autovacuum": "off",
     "default_transaction_read_only": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
     "restart_after_crash": "off",
     # Beside the live server there may be no room for as much memory again.
     "shared_buffers": "128MB",

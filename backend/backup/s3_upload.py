@@ -68,8 +68,13 @@ class PartsUpload:
         """Send the next part; waits while 24 MiB, or one longer part, are on their way."""
         number = self.next_number
         while self._pending and len(self._pending) >= _IN_FLIGHT_BYTES // part_bytes(number):
-            self._sent.append(self._pending.popleft().result())
+            self._await_oldest()
         self._pending.append(self._threads.submit(self._send, number, data))
+
+    def _await_oldest(self) -> None:
+        # One that failed stays first, so that nothing can be put together without it.
+        self._sent.append(self._pending[0].result())
+        self._pending.popleft()
 
     def _send(self, number: int, data: bytearray) -> dict[str, Any]:
         digest = _sha256(data)
@@ -93,7 +98,7 @@ class PartsUpload:
             ConflictError: An object has this key.
         """
         while self._pending:
-            self._sent.append(self._pending.popleft().result())
+            self._await_oldest()
         self.stop()
         complete = {"MultipartUpload": {"Parts": self._sent}, "IfNoneMatch": "*"}
         _publish(
@@ -204,6 +209,7 @@ def _publish(bucket: Bucket, key: str, mark: Mapping[str, str], put: Callable[[]
     try:
         put()
     except BucketUnreachedError:
+        # It would not answer a further question either.
         raise
     except (ConflictError, UnavailableError):
         if not _bears(bucket, key, mark):

@@ -4,7 +4,6 @@ Removing objects of S3 for good: on a bucket with versions a delete only hides.
 Versions that an object lock keeps stay until its date; `sweep_versions` removes them after it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,28 +31,27 @@ def remove(bucket: Bucket, key: str) -> None:
     """
     answer = bucket.ask("delete_object", Key=key)
     if answer.get("DeleteMarker"):
-        for found, history in _histories(bucket, key):
-            if found == key:
-                _clear(bucket, key, history, only_marked=False)
+        history = _histories(bucket, key).get(key, _History())
+        _clear(bucket, key, history, only_marked=False)
 
 
 def sweep_versions(bucket: Bucket) -> int:
     """Remove the unlocked versions of deleted and of replaced objects of ours; return how many."""
     return sum(
         _clear(bucket, key, history, only_marked=True)
-        for key, history in _histories(bucket, bucket.address.prefix)
+        for key, history in _histories(bucket, bucket.address.prefix).items()
         if bucket.address.name(key)
     )
 
 
-def _histories(bucket: Bucket, prefix: str) -> Iterator[tuple[str, _History]]:
+def _histories(bucket: Bucket, prefix: str) -> dict[str, _History]:
     found: dict[str, _History] = {}
     for page in bucket.pages("list_object_versions", Prefix=prefix, Delimiter="/"):
         for version in page.get("Versions", ()):
             found.setdefault(version["Key"], _History()).versions.append(version)
         for marker in page.get("DeleteMarkers", ()):
             found.setdefault(marker["Key"], _History()).delete_markers.append(marker)
-    yield from found.items()
+    return found
 
 
 def _clear(bucket: Bucket, key: str, history: _History, *, only_marked: bool) -> int:

@@ -31,7 +31,7 @@ _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
 class SqliteDatabase:
     """The SQLite file of a live engine."""
 
-    engine_name = "sqlite"
+    engine_name: Final = "sqlite"
 
     def __init__(self, path: Path) -> None:
         self._path = path

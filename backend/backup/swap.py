@@ -22,10 +22,18 @@ from backend.backup.cluster import Cluster
 from backend.backup.database import moment_of, stamp
 from backend.backup.postmaster import RunOptions, postmaster_of, run_options
 from backend.backup.programs import Account, sync_folder
-from backend.errors import BackupDamagedError, ConfigurationError, ConflictError, UnavailableError
+from backend.errors import (
+    BackupDamagedError,
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    UnavailableError,
+)
 
 _KEPT: Final = "-before-"
 _JOURNAL: Final = "swap.json"
+# Recovery that finds nothing to replay, and then begins a timeline of its own.
+_LEAVE_TIMELINE: Final = b"restore_command = 'false'\nrecovery_target_timeline = 'current'\n"
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 # How a cluster is run is this machine's, and a restore brings back data. Old rules of access, and
@@ -65,8 +73,8 @@ def swap(cluster: Cluster, built: Path, at: datetime) -> Path:
     # Where the server's own tools look for how it is run.
     words = "".join(f' "{word}"' for word in ("-D", str(cluster.data), *run.arguments))
     cluster.account.write(built / "postmaster.opts", os.fsencode(f"{run.program}{words}\n"))
-    kept = f"{cluster.data.name}{_KEPT}{stamp(at)}"
-    journal = _Journal(built.name, built.stat().st_ino, kept, was_running, asdict(run))
+    aside = f"{cluster.data.name}{_KEPT}{stamp(at)}"
+    journal = _Journal(built.name, built.stat().st_ino, aside, was_running, asdict(run))
     cluster.account.write(cluster.private / _JOURNAL, json.dumps(asdict(journal)).encode())
     try:
         cluster.stop()
@@ -75,7 +83,7 @@ def swap(cluster: Cluster, built: Path, at: datetime) -> Path:
         raise UnavailableError(f"the directories were not exchanged: {err.strerror}") from err
     finally:
         _finish(cluster, journal)
-    return cluster.data.with_name(kept)
+    return cluster.data.with_name(aside)
 
 
 def recover(cluster: Cluster) -> int:
@@ -119,10 +127,42 @@ def sweep(cluster: Cluster) -> int:
     return left
 
 
+def kept(cluster: Cluster) -> Iterator[tuple[Path, datetime]]:
+    """Yield the directories that swaps have kept aside, and when those were."""
+    for path in cluster.data.parent.glob(f"{cluster.data.name}{_KEPT}*"):
+        if moment := _moment_of(cluster, path.name):
+            yield path, moment
+
+
+def copy_kept(cluster: Cluster, moment: datetime, into: Path) -> None:
+    """
+    Copy the directory that the swap at *moment* kept aside, ready for `private_server`.
+
+    The copy leaves the timeline where the old cluster was stopped. Going on with it, it would
+    write WAL under names that another copy may have taken already, and that the archive then
+    refuses.
+
+    Raises:
+        NotFoundError: None is kept from then.
+        ConflictError: Somebody runs a server on it.
+        UnavailableError: There is no room for it.
+    """
+    source = cluster.data.with_name(f"{cluster.data.name}{_KEPT}{stamp(moment)}")
+    if not source.exists():
+        raise NotFoundError(f"no cluster is kept aside from {moment.isoformat()}")
+    if postmaster_of(source) is not None:
+        raise ConflictError("a server runs on the cluster that is kept aside")
+    cluster.account.copy_tree(source, into)
+    cluster.bring_histories(into)
+    settings = into / "postgresql.auto.conf"
+    cluster.account.write(settings, settings.read_bytes() + _LEAVE_TIMELINE)
+    cluster.account.write(into / "recovery.signal", b"")
+
+
 def forget_previous(cluster: Cluster, before: datetime) -> int:
     """Remove the directories that swaps before *before* have kept aside; return how many."""
     gone = 0
-    for path, moment in _kept(cluster):
+    for path, moment in kept(cluster):
         if moment < before and postmaster_of(path) is None:
             shutil.rmtree(path)
             gone += 1
@@ -163,14 +203,13 @@ def require_swappable(cluster: Cluster) -> None:
 def _require_shut_down(cluster: Cluster, built: Path) -> None:
     if postmaster_of(built) is not None:
         raise ConflictError("the restored cluster is still running")
-    unfinished = any((built / name).exists() for name in ("recovery.signal", "backup_label"))
-    if unfinished or cluster.control(built).get("Database cluster state") != "shut down":
+    if cluster.control(built).get("Database cluster state") != "shut down":
         raise BackupDamagedError("the restored cluster has not recovered in good order")
 
 
 def _finish(cluster: Cluster, journal: _Journal) -> None:
     """Go on from where the exchange is: forward if the new directory is the live one, else back."""
-    built, kept = (cluster.data.with_name(name) for name in (journal.built, journal.kept))
+    built, aside = (cluster.data.with_name(name) for name in (journal.built, journal.kept))
     run = RunOptions(**journal.run)
     refused = False
     if cluster.data.stat().st_ino == journal.built_inode:
@@ -178,13 +217,13 @@ def _finish(cluster: Cluster, journal: _Journal) -> None:
             cluster.start(run)
         except UnavailableError:
             refused = True
-            _put_back(cluster, built if built.exists() else kept, built)
+            _put_back(cluster, built if built.exists() else aside, built)
         else:
             if built.exists():
-                built.rename(kept)
+                built.rename(aside)
     if journal.was_running:
         cluster.start(run)
-    sync_folder(kept.parent)
+    sync_folder(aside.parent)
     (cluster.private / _JOURNAL).unlink(missing_ok=True)
     sync_folder(cluster.private)
     if refused:
@@ -231,12 +270,6 @@ def _copy(account: Account, path: Path, copy: Path) -> None:
         return
     account.write(copy, path.read_bytes())
     copy.chmod(path.stat().st_mode & 0o777)
-
-
-def _kept(cluster: Cluster) -> Iterator[tuple[Path, datetime]]:
-    for path in cluster.data.parent.glob(f"{cluster.data.name}{_KEPT}*"):
-        if moment := _moment_of(cluster, path.name):
-            yield path, moment
 
 
 def _moment_of(cluster: Cluster, name: str) -> datetime | None:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import typer
 
+from backend.backup.pgbackrest_says import Kind
 from backend.cli.showing import (
     AsJson,
     DryRun,
@@ -44,11 +45,18 @@ From = Annotated[
 
 
 @app.command()
-def create(*, label: Annotated[str | None, typer.Option()] = None, as_json: AsJson = False) -> None:
+def create(
+    *,
+    label: Annotated[str | None, typer.Option()] = None,
+    kind: Annotated[
+        Kind, typer.Option("--type", help="Other than full where pgBackRest makes it.")
+    ] = Kind.FULL,
+    as_json: AsJson = False,
+) -> None:
     """Back up the database, and look at the backup as BACKUP_VERIFY says."""
     get_setup_service().open()
     with progress("backing up") as bar:
-        record = get_backup_service().create(COMMAND_LINE, label, progress=bar)
+        record = get_backup_service().create(COMMAND_LINE, label, kind=kind, progress=bar)
     show(_facts(record), as_json=as_json)
 
 
@@ -88,6 +96,14 @@ def restore(
     confirm_empty: Annotated[
         bool, typer.Option("--confirm-empty", help="Also where that empties tables.")
     ] = False,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            "--at",
+            help="A moment (of TIMEZONE); from a backup of pgBackRest.",
+            formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"],
+        ),
+    ] = None,
     from_: From = None,
     to: Annotated[
         str | None, typer.Option("--to", help="A new file or database, for a look at the backup.")
@@ -97,6 +113,8 @@ def restore(
     """Restore a backup and keep every promise made since; on a new machine, too."""
     if to is not None and (dry_run or confirm):
         raise RefusedError("--to leaves the live database alone: no --dry-run or --confirm with it")
+    if to is not None and at is not None:
+        raise RefusedError("--to takes a backup as it is: no --at with it")
     if not (to or dry_run or confirm):
         raise RefusedError("a restore replaces the live database: add --confirm, or --dry-run")
     with _store(from_), progress("restoring") as bar:
@@ -106,6 +124,7 @@ def restore(
             restored = get_restore_service().restore(
                 backup_id, COMMAND_LINE, dry_run=dry_run, confirm=confirm,
                 confirm_empty=confirm_empty, progress=bar,
+                target_time=None if at is None else at.replace(tzinfo=get_settings().zone),
             )  # fmt: skip
     if from_ is not None and confirm:
         # The ledger and the list of backups must be where this installation looks for them.

@@ -4,7 +4,7 @@ import fcntl
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -17,7 +17,8 @@ from uuid import UUID
 from sqlalchemy import Engine, select
 
 from backend.backup.archive import Stored
-from backend.backup.database import Database, count_rows
+from backend.backup.cluster_database import ClusterDatabase
+from backend.backup.database import Database, DumpedDatabase, count_rows
 from backend.backup.manifest import (
     Manifest,
     archive_name,
@@ -38,14 +39,17 @@ from backend.errors import (
     CryptoError,
     HoldfastError,
     NotFoundError,
+    RefusedError,
     SchemaMismatchError,
     UnknownKeyError,
 )
 from backend.models import DATA_MAP, Base
+from backend.services import cluster_service
+from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.encryption_service import get_encryption_service
 from backend.services.schema_service import get_schema_service
 from backend.services.store_service import addresses, claimed_by_backups, signer, store
-from backend.services.transfer_service import get_transfer_service
+from backend.services.transfer_service import Progress, get_transfer_service, ignore
 from backend.settings import get_settings
 
 LOCK_FILE: Final = "backup.lock"
@@ -60,13 +64,6 @@ class BackupKeyError(ConflictError):
     """A key that the backup needs is not configured: add it to `ENCRYPTION_KEYS_PREVIOUS`."""
 
     code = "unknown_key"
-
-
-Progress = Callable[[int, int], None]
-
-
-def ignore(_done: int, _total: int) -> None:
-    """Report nothing."""
 
 
 class ArchiveService:
@@ -97,9 +94,10 @@ class ArchiveService:
                 found[backup_id] = err
         return found
 
-    def newest(self) -> Manifest | None:
-        """Return the newest backup whose manifest can be read, which the next one names."""
-        found = [m for m in self.manifests().values() if isinstance(m, Manifest)]
+    def newest(self, before: datetime | None = None) -> Manifest | None:
+        """Return the newest backup whose manifest can be read, or the newest of *before*."""
+        read = (each for each in self.manifests().values() if isinstance(each, Manifest))
+        found = [each for each in read if before is None or each.moment < before]
         return max(found, key=lambda manifest: manifest.moment, default=None)
 
     def read_through(self, manifest: Manifest, progress: Progress = ignore) -> None:
@@ -110,12 +108,21 @@ class ArchiveService:
             BackupDamagedError: One of them is not right.
             BackupKeyError: Its key is not configured.
         """
+        if manifest.engine == cluster_service.ENGINE:
+            repository = get_cluster_service().database().repository
+            repository.verify(manifest.repository_label or "")
+            return
         with Path(os.devnull).open("wb") as nowhere, as_damage():
             self._fill(nowhere, manifest, self.key(manifest)[0], progress)
 
     @contextmanager
     def rebuilt(
-        self, database: Database, manifest: Manifest, progress: Progress = ignore
+        self,
+        database: DumpedDatabase | ClusterDatabase,
+        manifest: Manifest,
+        progress: Progress = ignore,
+        *,
+        target_time: datetime | None = None,
     ) -> Iterator[Engine]:
         """
         Build the database of *manifest* beside the live one, migrate and prove it; drop it in the
@@ -123,10 +130,14 @@ class ArchiveService:
 
         Within the block this thread also opens what keys sealed that the backup brings along.
 
+        Args:
+            target_time: Recover what was committed up to then, where pgBackRest made the backup.
+
         Raises:
             SchemaMismatchError: It was made on another engine, or by a newer version.
             BackupDamagedError: Digest, soundness, row counts or encrypted values are not right.
             BackupKeyError: A key that it needs is not configured.
+            RefusedError: It cannot reach *target_time*.
         """
         if manifest.engine != database.engine_name:
             raise SchemaMismatchError(
@@ -135,7 +146,17 @@ class ArchiveService:
         get_schema_service().require_known(manifest.schema_revision)
         with as_damage():
             key, inner_keys = self.key(manifest)
-            built = database.rebuild(lambda target: self._fill(target, manifest, key, progress))
+            if isinstance(database, ClusterDatabase):
+                built = database.restore(
+                    manifest.repository_label or "",
+                    manifest.sha256,
+                    target_time,
+                    lambda percent: progress(int(percent), 100),
+                )
+            elif target_time is not None:
+                raise RefusedError("the backup holds one moment; only pgBackRest reaches others")
+            else:
+                built = database.rebuild(lambda target: self._fill(target, manifest, key, progress))
         try:
             with keyring.using(keyring.current().with_more(inner_keys)):
                 with as_damage():
@@ -256,12 +277,24 @@ def as_damage() -> Iterator[None]:
         raise BackupDamagedError(f"the backup is damaged: {err.detail}") from None
 
 
-def live_database() -> Database:
+def live_database() -> DumpedDatabase:
     """The database of this process, as backups see it."""
     return database_of(get_engine())
 
 
-def database_of(engine: Engine) -> Database:
+def database_for(manifest: Manifest) -> DumpedDatabase | ClusterDatabase:
+    """The live database, as what made *manifest* restores it."""
+    if manifest.engine == cluster_service.ENGINE:
+        return get_cluster_service().database()
+    return live_database()
+
+
+def databases() -> list[Database]:
+    """The live database in every way in which it may have been restored."""
+    return [live_database(), *([get_cluster_service().database()] if is_used() else [])]
+
+
+def database_of(engine: Engine) -> DumpedDatabase:
     """A database as backups see it."""
     if engine.dialect.name == "sqlite":
         return SqliteDatabase(sqlite_path(engine))

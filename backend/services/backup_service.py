@@ -23,6 +23,7 @@ from backend.backup.manifest import (
     gone_ids,
     stored_ids,
 )
+from backend.backup.pgbackrest_says import Kind
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
@@ -33,17 +34,18 @@ from backend.errors import (
 )
 from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import (
-    Progress,
+    database_for,
+    databases,
     exclusive,
     get_archive_service,
-    ignore,
-    live_database,
 )
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
+from backend.services.cluster_service import is_used
 from backend.services.dump_service import get_dump_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.store_service import Synced, get_store_service, signer, store
+from backend.services.transfer_service import Progress, ignore
 from backend.settings import BackupVerify, get_settings
 
 log = structlog.get_logger(__name__)
@@ -65,6 +67,7 @@ class BackupService:
         actor: Actor,
         label: str | None = None,
         *,
+        kind: Kind = Kind.FULL,
         progress: Progress = ignore,
         begun: Callable[[BackupRecord], None] = _nobody,
     ) -> BackupRecord:
@@ -74,6 +77,7 @@ class BackupService:
         Manages its own transactions: the record must exist before the first byte does.
 
         Args:
+            kind: Other than full where pgBackRest makes it.
             progress: Told how many bytes are done, and of about how many.
             begun: Given the record once it says `running`.
 
@@ -85,12 +89,14 @@ class BackupService:
         """
         if label is not None and not (len(label) <= MAX_LABEL_CHARS and is_storable(label)):
             raise RefusedError(f"a label is text of at most {MAX_LABEL_CHARS} characters")
+        if kind is not Kind.FULL and not is_used():
+            raise RefusedError("every backup is full: only BACKUP_ENGINE=pgbackrest makes others")
         with exclusive():
             _fail_abandoned()
             record = self._begin(label)
             begun(record)
             try:
-                manifest = get_dump_service().write(record, _Recorder(record.id, progress))
+                manifest = get_dump_service().write(record, kind, _Recorder(record.id, progress))
             except BaseException as err:
                 self._fail(record.id, actor, err)
                 raise
@@ -118,7 +124,7 @@ class BackupService:
     def _add_escrow(self, manifest: Manifest, actor: Actor) -> None:
         """Add the copy for the holder of `BACKUP_GPG_RECIPIENT`; without it, the backup stands."""
         recipient = get_settings().backup_gpg_recipient
-        if recipient is None:
+        if recipient is None or manifest.repository_label is not None:
             return
         outcome = "done"
         try:
@@ -132,13 +138,15 @@ class BackupService:
                 session, "backup_escrowed", actor, outcome=outcome, backup=manifest.id
             )
 
-    def start(self, actor: Actor, label: str | None = None) -> BackupRecord:
+    def start(
+        self, actor: Actor, label: str | None = None, *, kind: Kind = Kind.FULL
+    ) -> BackupRecord:
         """Begin a backup and return its record, `running`; how it ends, the record will say."""
         begun: Future[BackupRecord] = Future()
 
         def work() -> None:
             try:
-                self.create(actor, label, begun=begun.set_result)
+                self.create(actor, label, kind=kind, begun=begun.set_result)
             except HoldfastError as err:
                 # Once it has begun, its record says so.
                 if not begun.done():
@@ -216,7 +224,7 @@ class BackupService:
         """
         # A process that was killed a moment ago may still have one that ends by itself.
         with suppress(ConflictError), exclusive(_RECOVER_WAIT_SECONDS):
-            left = store().sweep() + live_database().sweep() + _fail_abandoned()
+            left = store().sweep() + sum(each.sweep() for each in databases()) + _fail_abandoned()
             left += finish_deletions(store(), gone_ids(store(), signer))
             get_catalogue_service().adopt()
             return left
@@ -257,7 +265,7 @@ class BackupService:
 
     def _prove(self, manifest: Manifest, actor: Actor, progress: Progress = ignore) -> None:
         try:
-            with get_archive_service().rebuilt(live_database(), manifest, progress):
+            with get_archive_service().rebuilt(database_for(manifest), manifest, progress):
                 pass
         except HoldfastError as err:
             self._note_proof(UUID(manifest.id), actor, err.code)

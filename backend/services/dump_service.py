@@ -10,26 +10,28 @@ from backend.backup.archive import Written, decrypted
 from backend.backup.database import Snapshot
 from backend.backup.escrow import wrap
 from backend.backup.manifest import Manifest, archive_name, header_name, write_manifest
+from backend.backup.pgbackrest_says import Kind
 from backend.crypto import keyring
 from backend.crypto.files import Sealer
 from backend.db_utils import session_scope
+from backend.errors import RefusedError
 from backend.models import BackupRecord, Base, EncryptionKey
 from backend.services.archive_service import (
-    Progress,
     as_damage,
     get_archive_service,
     live_database,
     lock_descriptors,
 )
+from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.encryption_service import get_encryption_service
 from backend.services.store_service import addresses, signer, store
-from backend.services.transfer_service import get_transfer_service
+from backend.services.transfer_service import Progress, get_transfer_service
 
 
 class DumpService:
     """Makes archives in the store."""
 
-    def write(self, record: BackupRecord, progress: Progress) -> Manifest:
+    def write(self, record: BackupRecord, kind: Kind, progress: Progress) -> Manifest:
         """
         Back up the database as *record* says; the manifest, written last, makes it exist.
 
@@ -40,6 +42,8 @@ class DumpService:
         # Before the snapshot: a key that is first used while it is taken is not in it.
         key_id, row_keys = keyring.current().primary.key_id.hex(), _keys_in_use()
         previous = get_archive_service().newest()
+        if is_used():
+            return get_cluster_service().write(record, kind, previous, row_keys, progress)
         meta = {"kind": "backup", "backup": backup_id}
         sealer = Sealer(meta, [get_encryption_service().file_lock()], now=record.created_at)
         tables = [table.name for table in Base.metadata.sorted_tables]
@@ -78,6 +82,8 @@ class DumpService:
             ConfigurationError: gpg is missing, or this is no such file; nothing was written.
             BackupDamagedError: The backup is not what its manifest says.
         """
+        if manifest.repository_label is not None:
+            raise RefusedError("a backup of pgBackRest is no dump: copy its repository instead")
         archives = get_archive_service()
         with as_damage():
             key, _ = archives.key(manifest)

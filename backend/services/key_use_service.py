@@ -15,6 +15,7 @@ from backend.crypto.columns import Encrypted
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import TEXT_PREFIX
 from backend.models import BLIND_INDEXES, DATA_MAP, EncryptionKey
+from backend.services.cluster_service import get_cluster_service
 from backend.services.ledger_service import sealed_with
 from backend.services.store_service import claimed_by_backups
 
@@ -76,6 +77,9 @@ class KeyUseService:
         needed = Counter(key_id for ids in claimed_by_backups().values() for key_id in ids)
         for key_id, count in needed.items():
             found.setdefault(key_id, KeyUse()).backups = count
+        if repository_key := get_cluster_service().key_id():
+            # The passphrase of pgBackRest's repository: without it no backup there opens.
+            found.setdefault(repository_key, KeyUse()).backups += 1
         return found
 
     def status(self, session: Session) -> dict[str, Any]:

@@ -7,6 +7,7 @@ without a row is an act that was cut short, and is finished at the next start.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -21,7 +22,7 @@ from backend.backup.storage import Store
 from backend.crypto import keyring
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import Scope
-from backend.errors import BackupDamagedError
+from backend.errors import BackupDamagedError, ConflictError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import Actor
@@ -126,7 +127,9 @@ class LedgerService:
         present = set(store().names(_PREFIX, _SUFFIX))
         for entry in session.scalars(select(LedgerEntry)):
             if _name(entry.id) not in present:
-                self._store_object(entry)
+                # Another process may be at it, too.
+                with suppress(ConflictError):
+                    self._store_object(entry)
 
     def reseal(self, session: Session) -> int:
         """

@@ -1,6 +1,7 @@
 """The end of backups: deleting, holding, and pruning by keep rules and by age."""
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from uuid import UUID
@@ -10,12 +11,14 @@ from sqlalchemy.orm import Session
 
 from backend.backup.keeping import KeepRules, kept
 from backend.backup.manifest import forget_gone, gone_ids, stored_ids
-from backend.errors import ConflictError, NotFoundError, RefusedError
+from backend.backup.pgbackrest_says import Kind
+from backend.errors import BackupDamagedError, ConflictError, NotFoundError, RefusedError
 from backend.models import BackupRecord, BackupStatus
-from backend.services.archive_service import live_database
+from backend.services.archive_service import BackupKeyError, databases, get_archive_service
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.certificate_service import get_certificate_service
+from backend.services.cluster_service import get_cluster_service
 from backend.services.store_service import get_store_service, signer, store
 from backend.settings import get_settings
 
@@ -93,12 +96,11 @@ class PruningService:
         rules, zone = _rules(), get_settings().zone
         good = [record for record in records if record.error is None]
         wanted = kept([(record.id, record.created_at) for record in good], rules, zone)
-        verdicts = []
+        verdicts = {}
         for record in records:
-            reasons = wanted.get(record.id, [])
-            keep, reason = _judge(record, good, reasons, rules, now)
-            verdicts.append(Verdict(record.id, record.created_at, keep, reason))
-        return verdicts
+            keep, reason = _judge(record, good, wanted.get(record.id, []), rules, now)
+            verdicts[record.id] = Verdict(record.id, record.created_at, keep, reason)
+        return list(_with_those_they_need(verdicts, _builds_on(records)).values())
 
     def prune(
         self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
@@ -113,10 +115,11 @@ class PruningService:
         if dry_run:
             return verdicts
         going = [verdict.backup_id for verdict in verdicts if not verdict.keep]
+        # Newest first: pgBackRest removes nothing that others build on.
         for backup_id in going:
             self._delete(session, backup_id)
         before = now - timedelta(days=get_settings().backup_max_age_days)
-        forgotten = live_database().forget_previous(before)
+        forgotten = sum(each.forget_previous(before) for each in databases())
         _forget_notes(before)
         if going or forgotten:
             get_audit_service().record(
@@ -125,11 +128,17 @@ class PruningService:
         return verdicts
 
     def _delete(self, session: Session, backup_id: UUID) -> None:
+        with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
+            manifest = get_archive_service().manifest(backup_id)
+            if manifest.repository_label is not None:
+                get_cluster_service().delete(manifest)
         get_store_service().remove_backup(str(backup_id))
         if record := session.get(BackupRecord, backup_id):
             session.delete(record)
             session.flush()
-        get_certificate_service().backup_gone(session, backup_id, live_database().previous())
+        get_certificate_service().backup_gone(
+            session, backup_id, [moment for each in databases() for moment in each.previous()]
+        )
 
 
 def _forget_notes(before: datetime) -> None:
@@ -137,6 +146,40 @@ def _forget_notes(before: datetime) -> None:
     for backup_id, deleted_at in gone_ids(store(), signer).items():
         if deleted_at < before:
             forget_gone(store(), backup_id)
+
+
+def _builds_on(records: list[BackupRecord]) -> dict[UUID, set[UUID]]:
+    """Which other backups each one needs to restore; a full one needs none."""
+    found = {}
+    for record in records:
+        if record.kind != Kind.FULL:
+            with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
+                manifest = get_archive_service().manifest(record.id)
+                found[record.id] = set(map(UUID, manifest.builds_on))
+    return found
+
+
+def _with_those_they_need(
+    verdicts: dict[UUID, Verdict], builds_on: dict[UUID, set[UUID]]
+) -> dict[UUID, Verdict]:
+    """Let what is kept keep what it builds on; but what builds on one too old is too old itself."""
+    days = get_settings().backup_max_age_days
+    too_old = {key for key, each in verdicts.items() if each.reason == _too_old(days)}
+    for key, needed in builds_on.items():
+        if needed & too_old:
+            verdicts[key] = replace(verdicts[key], keep=False, reason=_too_old(days))
+    for key, needed in builds_on.items():
+        if verdicts[key].keep:
+            for other in needed & verdicts.keys():
+                if not verdicts[other].keep:
+                    verdicts[other] = replace(
+                        verdicts[other], keep=True, reason="a kept one builds on it"
+                    )
+    return verdicts
+
+
+def _too_old(days: int) -> str:
+    return f"older than {days} days"
 
 
 def _judge(
@@ -148,7 +191,7 @@ def _judge(
 ) -> tuple[bool, str]:
     days = get_settings().backup_max_age_days
     if record.created_at < now - timedelta(days=days):
-        return False, f"older than {days} days"
+        return False, _too_old(days)
     if record.held_until is not None and record.held_until > now:
         return True, f"held until {record.held_until.isoformat(timespec='seconds')}"
     if record in good and _is_last(record, good):

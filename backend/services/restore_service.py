@@ -19,7 +19,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from backend.backup.database import Database
+from backend.backup.database import Database, DumpedDatabase
 from backend.backup.manifest import Break, Manifest
 from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
@@ -43,12 +43,11 @@ from backend.errors import (
 from backend.models import DATA_MAP
 from backend.privacy.comparison import TableChange, compare
 from backend.services.archive_service import (
-    Progress,
+    database_for,
     database_of,
+    databases,
     exclusive,
     get_archive_service,
-    ignore,
-    live_database,
 )
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.carry_over_service import get_carry_over_service
@@ -60,6 +59,7 @@ from backend.services.ledger_service import Replayed, get_ledger_service
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
+from backend.services.transfer_service import Progress, ignore
 
 log = structlog.get_logger(__name__)
 _ROWS_PER_COPY: Final = 500
@@ -139,6 +139,7 @@ class RestoreService:
         dry_run: bool,
         confirm: bool,
         confirm_empty: bool = False,
+        target_time: datetime | None = None,
         progress: Progress = ignore,
     ) -> Restored:
         """
@@ -147,6 +148,7 @@ class RestoreService:
         Args:
             backup_id: `None` for the newest one.
             confirm_empty: Also where tables that have rows now would have none.
+            target_time: Restore what was committed up to then, from a backup of pgBackRest.
             progress: Told how many bytes are done, and of how many.
 
         Raises:
@@ -158,10 +160,18 @@ class RestoreService:
         """
         _require_word(dry_run=dry_run, confirm=confirm)
         with exclusive(), _recorded(actor, backup_id, dry_run=dry_run) as note:
-            manifest = self._manifest(backup_id)
-            with get_archive_service().rebuilt(live_database(), manifest, progress) as built:
+            manifest = self._manifest(backup_id, target_time)
+            database = database_for(manifest)
+            with get_archive_service().rebuilt(
+                database, manifest, progress, target_time=target_time
+            ) as built:
                 restored = self._use(
-                    built, _Origin.of(manifest), actor, dry_run=dry_run, confirm_empty=confirm_empty
+                    database,
+                    built,
+                    _Origin.of(manifest),
+                    actor,
+                    dry_run=dry_run,
+                    confirm_empty=confirm_empty,
                 )
             return self._finished(restored, note)
 
@@ -177,23 +187,41 @@ class RestoreService:
         """
         _require_word(dry_run=dry_run, confirm=confirm)
         with exclusive(), _recorded(actor, None, dry_run=dry_run) as note:
-            database = live_database()
-            kept = max(database.previous(), default=None)
-            if kept is None:
+            kept_aside = ((moment, one) for one in databases() for moment in one.previous())
+            kept, database = max(kept_aside, key=lambda each: each[0], default=(None, None))
+            if kept is None or database is None:
                 raise NotFoundError("no restore has kept a database aside")
             with get_archive_service().reopened(database, kept) as (built, revision, tables):
                 origin = _Origin(kept, revision, tables)
-                restored = self._use(built, origin, actor, dry_run=dry_run, confirm_empty=True)
+                restored = self._use(
+                    database, built, origin, actor, dry_run=dry_run, confirm_empty=True
+                )
             return self._finished(restored, note)
 
     def _use(
-        self, built: Engine, origin: _Origin, actor: Actor, *, dry_run: bool, confirm_empty: bool
+        self,
+        database: Database,
+        built: Engine,
+        origin: _Origin,
+        actor: Actor,
+        *,
+        dry_run: bool,
+        confirm_empty: bool,
     ) -> Restored:
         _bring_up(built)
         if dry_run:
             return self._prepare(built, origin, actor)
         with writes_paused():
-            return self._put_in_place(built, origin, actor, confirm_empty)
+            restored = self._prepare(built, origin, actor)
+            if restored.emptied and not confirm_empty:
+                raise EmptyingError(
+                    "the restore would leave these tables without a row: "
+                    f"{', '.join(restored.emptied)}; set confirm_empty to true if that is meant",
+                    tables=restored.emptied,
+                )
+            kept = database.swap(built, datetime.now(UTC))
+            log.warning("restored", backup=str(origin.backup_id), previous=kept)
+        return replace(restored, dry_run=False, previous=kept)
 
     def _finished(self, restored: Restored, note: Callable[[Restored], None]) -> Restored:
         """Do in the new database what could not be done before it was the live one."""
@@ -235,10 +263,10 @@ class RestoreService:
             note(restored)
         return restored
 
-    def _manifest(self, backup_id: UUID | None) -> Manifest:
+    def _manifest(self, backup_id: UUID | None, before: datetime | None = None) -> Manifest:
         if backup_id is not None:
             return get_catalogue_service().manifest(backup_id)
-        newest = get_archive_service().newest()
+        newest = get_archive_service().newest(before)
         if newest is None:
             raise NotFoundError("there is no backup in the store")
         return newest
@@ -260,20 +288,6 @@ class RestoreService:
             if left := forget_copies(get_engine(), tables):
                 log.warning("statistics_kept", tables=left)
         return replayed
-
-    def _put_in_place(
-        self, built: Engine, origin: _Origin, actor: Actor, confirm_empty: bool
-    ) -> Restored:
-        restored = self._prepare(built, origin, actor)
-        if restored.emptied and not confirm_empty:
-            raise EmptyingError(
-                "the restore would leave these tables without a row: "
-                f"{', '.join(restored.emptied)}; set confirm_empty to true if that is meant",
-                tables=restored.emptied,
-            )
-        kept = live_database().swap(built, datetime.now(UTC))
-        log.warning("restored", backup=str(origin.backup_id), previous=kept)
-        return replace(restored, dry_run=False, previous=kept)
 
     def _prepare(self, built: Engine, origin: _Origin, actor: Actor) -> Restored:
         """Keep every promise in *built* that was made in the live database since."""
@@ -361,9 +375,9 @@ def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restor
         )
 
 
-def _database_at(target: str) -> Database:
+def _database_at(target: str) -> DumpedDatabase:
     """Open the place for a database that does not exist yet."""
-    database: Database
+    database: DumpedDatabase
     if "://" not in target or target.startswith("sqlite:"):
         path = target.partition("///")[2] if "://" in target else target
         database = SqliteDatabase(Path(path).absolute())

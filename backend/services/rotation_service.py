@@ -44,6 +44,7 @@ from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.backup_service import get_backup_service
 from backend.services.cells import batches, swap, swap_in
+from backend.services.cluster_service import get_cluster_service
 from backend.services.key_use_service import KeyUse, get_key_use_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.store_service import signer, store
@@ -219,6 +220,7 @@ class RotationService:
                 _add(done, "backups", 0, 1)
             else:
                 _add(done, "backups", 1, 0)
+        get_cluster_service().reseal()
         self._sign_notes_anew()
         get_backup_service().copy()
 

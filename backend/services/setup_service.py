@@ -17,6 +17,7 @@ from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.cluster_service import is_used, recover_cluster
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service
@@ -131,6 +132,9 @@ class SetupService:
         if recipient is not None:
             read_recipient(recipient)
         get_auth_service().find_secret()
+        if is_used():
+            # A swap that was cut may have left the server stopped, and it does not need our key.
+            recover_cluster()
         engine = get_engine() if database_may_exist() else None
         if engine is not None:
             self._connect(engine)

@@ -10,8 +10,8 @@ import hmac
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from threading import Event, Thread
@@ -111,7 +111,7 @@ class StoreService:
         done = Synced()
         for address in addresses()[1:]:
             try:
-                _sync(store(), open_store(address), unsettled, done)
+                _sync(addresses()[0], address, unsettled, done)
             except HoldfastError as err:
                 log.warning("sync_failed", store=address.url, code=err.code)
                 done.failed.append(address.url)
@@ -120,12 +120,17 @@ class StoreService:
         return done
 
 
-def _sync(first: Store, copy: Store, unsettled: Collection[str], done: Synced) -> None:
+def _sync(
+    first_at: StoreAddress, copy_at: StoreAddress, unsettled: Collection[str], done: Synced
+) -> None:
+    first, copy = open_store(first_at), open_store(copy_at)
     gone = gone_ids(first, signer).keys() | gone_ids(copy, signer).keys()
-    for target, source in ((first, copy), (copy, first)):
-        missing = set(source.names("", "")) - set(target.names("", "")) - set(unsettled)
+    for target_at, source in ((first_at, copy), (copy_at, first)):
+        there = open_store(target_at).names("", "")
+        missing = set(source.names("", "")) - set(there) - set(unsettled)
         wanted = (name for name in missing if is_note(name) or name.split(".")[0] not in gone)
         for name in sorted(wanted, key=_manifests_last):
+            target = open_store(_with_lock_left(target_at, name.split(".")[0], source))
             try:
                 target.copy_from(name, source)
             except (NotFoundError, ConflictError):
@@ -139,6 +144,22 @@ def _sync(first: Store, copy: Store, unsettled: Collection[str], done: Synced) -
             done.removed += 1
         else:
             done.copied += _refreshed(copy, first, backup_id)
+
+
+def _with_lock_left(address: StoreAddress, backup_id: str, source: Store) -> StoreAddress:
+    """Lock a copy that is made late for no longer than the backup itself: its end was promised."""
+    if not address.lock_days:
+        return address
+    try:
+        made_at = read_manifest(source, backup_id, signer).moment
+    except NotFoundError:
+        # An entry of the ledger, or a note.
+        return address
+    except (BackupDamagedError, UnknownKeyError):
+        return replace(address, lock_days=0)
+    # One made within the hour is no late copy.
+    past_days = (datetime.now(UTC) - made_at + timedelta(hours=23)).days
+    return replace(address, lock_days=max(0, address.lock_days - past_days))
 
 
 def _refreshed(copy: Store, first: Store, backup_id: str) -> bool:

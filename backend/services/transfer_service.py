@@ -30,6 +30,14 @@ SMALL_BYTES: Final = 8 * 1024 * 1024
 _END_SECONDS: Final = 10
 
 
+# How much is done, and of about how much.
+Progress = Callable[[int, int], None]
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Report nothing."""
+
+
 class TransferService:
     """Writes and reads archives; see `backend.backup.archive` for what they are."""
 

@@ -1,0 +1,113 @@
+"""
+A cluster as backups see it: restored by pgBackRest into a directory beside, run there in private.
+
+What a restore does to a database that was rebuilt from a dump, it does to this one by the same
+means; only building it and putting it in place are different.
+"""
+
+from contextlib import AbstractContextManager, ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine, text
+
+from backend.backup import swap
+from backend.backup.cluster import Cluster
+from backend.backup.pgbackrest import Pgbackrest
+from backend.backup.pgbackrest_stanza import Progress
+from backend.backup.postgres import PostgresDatabase
+from backend.backup.private_server import PrivateServer, private_server
+from backend.db_utils import make_engine
+from backend.errors import BackupDamagedError
+
+
+class ClusterDatabase:
+    """The database of *live*, whose cluster lies on this machine."""
+
+    engine_name: Final = "pgbackrest"
+
+    def __init__(self, live: Engine, cluster: Cluster, repository: Pgbackrest) -> None:
+        self._live = live
+        self._cluster = cluster
+        self.repository = repository
+        self._running: dict[Engine, tuple[Path, PrivateServer, ExitStack]] = {}
+
+    def lock(self) -> AbstractContextManager[None]:
+        """See `Database`."""
+        return PostgresDatabase(self._live).lock()
+
+    def restore(
+        self, label: str, digest: str, target_time: datetime | None, progress: Progress
+    ) -> Engine:
+        """
+        Restore the backup *label* into a directory beside, and run a server on it.
+
+        Args:
+            digest: Of the backup's manifest in the repository, from our own signed record.
+            target_time: Recover what was committed up to then.
+
+        Raises:
+            BackupDamagedError: It is not the backup of the record, or does not recover.
+            RefusedError: It cannot reach *target_time*.
+        """
+        if self.repository.digest(label) != digest:
+            raise BackupDamagedError("the repository's backup is not the one of our record")
+        into = self._cluster.new_directory()
+        self.repository.restore(label, into, target_time=target_time, progress=progress)
+        return self._run(into)
+
+    def reopen(self, moment: datetime) -> Engine:
+        """Run a server on a copy of what a swap at *moment* kept aside."""
+        into = self._cluster.new_directory()
+        self._cluster.account.copy_tree(swap.kept_at(self._cluster, moment), into)
+        return self._run(into)
+
+    def _run(self, directory: Path) -> Engine:
+        stack = ExitStack()
+        try:
+            server = stack.enter_context(private_server(self._cluster, directory))
+        except BaseException:
+            self._cluster.clear_directory(directory)
+            raise
+        url = server.url(str(self._live.url.database), self._cluster.superuser)
+        built = make_engine(url.render_as_string(hide_password=False))
+        self._running[built] = (directory, server, stack)
+        return built
+
+    def check(self, built: Engine) -> None:
+        """Raise unless it answers; pgBackRest has compared every file, and recovery every page."""
+        with built.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def swap(self, built: Engine, at: datetime) -> str:
+        """Put the restored cluster in the place of the live one; see `backend.backup.swap`."""
+        directory, server, stack = self._running.pop(built)
+        built.dispose()
+        with stack:
+            server.stop()
+        return str(swap.swap(self._cluster, directory, at))
+
+    def discard(self, built: Engine) -> None:
+        """Stop the private server and remove its directory."""
+        built.dispose()
+        if built in self._running:
+            directory, _, stack = self._running.pop(built)
+            stack.close()
+            self._cluster.clear_directory(directory)
+
+    def previous(self) -> list[datetime]:
+        """When the old clusters that are still kept aside were."""
+        return [moment for _, moment in swap.kept(self._cluster)]
+
+    def forget_previous(self, before: datetime) -> int:
+        """Remove old clusters that swaps before *before* have kept aside; return how many."""
+        return swap.forget_previous(self._cluster, before)
+
+    def recover(self) -> int:
+        """Finish a swap that was cut, and start the server that it had stopped."""
+        return swap.recover(self._cluster)
+
+    def sweep(self) -> int:
+        """Remove what a killed restore left; return how many."""
+        return swap.sweep(self._cluster)
