@@ -8,12 +8,21 @@ import pytest
 from pydantic import ValidationError
 
 from backend.errors import ConfigurationError
-from backend.settings import AppEnv, RetentionAction, Settings, get_settings, load_settings
+from backend.settings import (
+    AppEnv,
+    BackupEngine,
+    BackupVerify,
+    RetentionAction,
+    Settings,
+    get_settings,
+    load_settings,
+)
 from tests.conftest import JWT_SECRET, KEY, OTHER_KEY
 
 ENV_EXAMPLE: Final = Path(__file__).resolve().parents[1] / "env.example"
 # Part of every bad value that has room for it.
 CANARY: Final = "kanarienvogel"
+KEEP_RULES: Final = ("LAST", "DAILY", "WEEKLY", "MONTHLY", "YEARLY")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +36,21 @@ CANARY: Final = "kanarienvogel"
         ("LOG_LEVEL", CANARY),
         ("MAX_BODY_BYTES", "0"),
         ("MAX_BODY_BYTES", CANARY),
+        *((f"BACKUP_KEEP_{rule}", "-1") for rule in KEEP_RULES),
+        *((f"BACKUP_KEEP_{rule}", CANARY) for rule in KEEP_RULES),
+        ("BACKUP_KEEP_LAST", "1.5"),
+        ("BACKUP_ENGINE", CANARY),
+        ("BACKUP_TIME", "24:00"),
+        ("BACKUP_TIME", "3:00"),
+        ("BACKUP_TIME", "03:00:00"),
+        ("BACKUP_TIME", "OFF"),
+        ("BACKUP_TIME", CANARY),
+        ("BACKUP_VERIFY", "READ"),
+        ("BACKUP_VERIFY", "true"),
+        ("BACKUP_VERIFY", CANARY),
+        ("BACKUP_LOCK_DAYS", "-1"),
+        ("BACKUP_LOCK_DAYS", "36501"),
+        ("BACKUP_LOCK_DAYS", CANARY),
         ("BACKUP_MAX_AGE_DAYS", "0"),
         ("BACKUP_MAX_AGE_DAYS", "36501"),
         ("ACCESS_TOKEN_MINUTES", "0"),
@@ -80,6 +104,14 @@ def test_a_bad_value_is_refused_by_its_name_and_not_shown(
         ("TIMEZONE", "Europe/Berlin"),
         ("RETENTION_TIME", "23:59"),
         ("SCHEDULER_ENABLED", "false"),
+        ("BACKUP_TIME", "00:00"),
+        ("BACKUP_TIME", "off"),
+        *(("BACKUP_VERIFY", wanted) for wanted in BackupVerify),
+        ("BACKUP_ENGINE", "holdfast"),
+        *((f"BACKUP_KEEP_{rule}", "0") for rule in KEEP_RULES),
+        ("BACKUP_KEEP_DAILY", "7"),
+        ("BACKUP_LOCK_DAYS", "90"),
+        ("BACKUP_GPG_RECIPIENT", "auditor.asc"),
         ("PHONE_REGION", "DE"),
         ("DATA_MAP_IGNORE", "newsletter"),
         ("CONSENT_PURPOSES", " marketing , research_2 "),
@@ -108,6 +140,35 @@ def test_certificate_and_key_go_together(monkeypatch: pytest.MonkeyPatch, name: 
     monkeypatch.setenv(name, "file.pem")
     with pytest.raises(ConfigurationError, match="set both or neither"):
         get_settings()
+
+
+def test_no_backup_is_locked_for_longer_than_it_may_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BACKUP_MAX_AGE_DAYS", "30")
+    for days, refused in (("30", False), ("31", True)):
+        monkeypatch.setenv("BACKUP_LOCK_DAYS", days)
+        if not refused:
+            assert load_settings().backup_lock_days == int(days)
+            continue
+        with pytest.raises(ConfigurationError, match="BACKUP_LOCK_DAYS is longer than BACKUP_MAX"):
+            load_settings()
+
+
+def test_pgbackrest_needs_to_be_told_its_cluster() -> None:
+    with pytest.raises(ConfigurationError, match="needs PGBACKREST_CLUSTER"):
+        load_settings(backup_engine="pgbackrest")
+    settings = load_settings(backup_engine="pgbackrest", pgbackrest_cluster="/srv/postgresql")
+    assert settings.backup_engine is BackupEngine.PGBACKREST
+
+
+def test_backups_go_to_the_first_place_and_are_copied_to_the_others() -> None:
+    assert load_settings().backup_locations == (str(Path.cwd() / "data" / "backups"),)
+    listed = load_settings(backup_url=" /a , s3://b/c,, /a").backup_locations
+    assert listed == ("/a", "s3://b/c")
+    assert load_settings(backup_url=" , ").backup_locations == (
+        str(Path.cwd() / "data" / "backups"),
+    )
 
 
 def test_secrets_do_not_print() -> None:
@@ -148,7 +209,11 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.phone_region is None
     assert settings.purposes == ("marketing", "analytics", "profiling", "third_party_sharing")
     assert settings.sqlalchemy_url == f"sqlite:///{Path.cwd() / 'data' / 'holdfast.db'}"
-    assert settings.backup_location == str(Path.cwd() / "data" / "backups")
+    assert (settings.backup_time, settings.backup_verify) == ("03:00", BackupVerify.RESTORE)
+    assert (settings.backup_engine, settings.backup_max_age_days) == (BackupEngine.HOLDFAST, 90)
+    assert (settings.backup_lock_days, settings.backup_gpg_recipient) == (0, None)
+    # Without a keep rule nothing goes before its maximum age.
+    assert {getattr(settings, f"backup_keep_{rule.lower()}") for rule in KEEP_RULES} == {0}
     anonymize, delete = RetentionAction.ANONYMIZE, RetentionAction.DELETE
     for data_type in ("booking", "payment", "invoice"):
         assert settings.retention_default(data_type) == (2555, anonymize)

@@ -118,7 +118,7 @@ def create_backup(actor: AdminActor, body: CreateBody | None = None) -> BackupAn
     return BackupAnswer.model_validate(make(actor, body.label, kind=body.kind))
 
 
-@router.get("/list", responses=problems(401, 403))
+@router.get("/list", responses=problems(401, 403, 503))
 def list_backups(session: ReadSession, _actor: AdminActor) -> BackupsAnswer:
     """List the backups in the store, and those running or failed."""
     catalogue = get_catalogue_service()
@@ -145,7 +145,7 @@ def restore_backup(body: RestoreBody, actor: AdminActor) -> RestoreAnswer:
     return RestoreAnswer.model_validate(restored)
 
 
-@router.get("/{backup_id}", responses=problems(401, 403, 404, 422))
+@router.get("/{backup_id}", responses=problems(401, 403, 404, 409, 422, 503))
 def read_backup(backup_id: UUID, session: ReadSession, _actor: AdminActor) -> BackupAnswer:
     """Show one backup."""
     return BackupAnswer.model_validate(get_catalogue_service().get(session, backup_id))
@@ -157,13 +157,13 @@ def verify_backup(backup_id: UUID, actor: AdminActor) -> BackupAnswer:
     return BackupAnswer.model_validate(get_backup_service().verify(backup_id, actor))
 
 
-@router.delete("/{backup_id}", status_code=204, responses=problems(401, 403, 404, 409, 422))
-def delete_backup(backup_id: UUID, session: WriteSession, actor: AdminActor) -> None:
+@router.delete("/{backup_id}", status_code=204, responses=problems(401, 403, 404, 409, 422, 503))
+def delete_backup(backup_id: UUID, actor: AdminActor) -> None:
     """Delete a backup; the last good one, and one that is held, stay."""
-    get_pruning_service().delete(session, backup_id, actor)
+    get_pruning_service().delete(backup_id, actor)
 
 
-@router.put("/{backup_id}/hold", responses=problems(401, 403, 404, 409, 422))
+@router.put("/{backup_id}/hold", responses=problems(401, 403, 404, 409, 422, 503))
 def hold_backup(
     backup_id: UUID, body: BackupHoldBody, session: WriteSession, actor: AdminActor
 ) -> BackupAnswer:

@@ -17,6 +17,7 @@ from backend.backup.postmaster import (
     Postmaster,
     RunOptions,
     is_starting,
+    is_told,
     postmaster_of,
     run_options,
     version_of,
@@ -125,12 +126,21 @@ class Cluster:
         Raises:
             UnavailableError: It does not start.
         """
-        # One that a killed process has told to stop is no server to stay with.
-        while (server := self.postmaster()) is not None and server.state == "stopping":
-            time.sleep(_POLL_SECONDS)
-        if server is None:
+        self._wait_for_orders()
+        if self.postmaster() is None:
             self._launch(options)
         self._wait_until_ready()
+
+    def _wait_for_orders(self) -> None:
+        """Let the server follow what a process told it that was killed since."""
+        while is_told(self.data):
+            time.sleep(_POLL_SECONDS)
+        if server := self.postmaster():
+            place = ["-q", "-h", server.socket_folder, "-p", server.port]
+            # Whatever it answers, it has seen by then every signal that came before.
+            self.account.run([self.program("pg_isready"), *place])
+        while (server := self.postmaster()) is not None and server.state == "stopping":
+            time.sleep(_POLL_SECONDS)
 
     def _launch(self, options: RunOptions) -> None:
         if self._start_command:

@@ -60,7 +60,7 @@ class ClusterDatabase:
     def reopen(self, moment: datetime) -> Engine:
         """Run a server on a copy of what a swap at *moment* kept aside."""
         into = self._cluster.new_directory()
-        self._cluster.account.copy_tree(swap.kept_at(self._cluster, moment), into)
+        swap.copy_kept(self._cluster, moment, into)
         return self._run(into)
 
     def _run(self, directory: Path) -> Engine:

@@ -12,12 +12,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final
 
 from backend.backup.storage import Store
-from backend.errors import BackupDamagedError, HoldfastError
+from backend.errors import BackupDamagedError, NotFoundError, SchemaMismatchError, UnknownKeyError
 
 _FORMAT: Final = 2
 _MAX_BYTES: Final = 1024 * 1024
@@ -27,6 +27,7 @@ _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 # The first format held the header in the archive itself.
 _FIRST_HEADER_BYTES: Final = 4096
 _KEYS: Final = ("key_id", "row_keys")
+_KEY_ID: Final = re.compile(r"[0-9a-f]{8}", re.ASCII)
 
 Sign = Callable[[bytes], str]
 SignWith = Callable[[str], Sign]
@@ -78,13 +79,25 @@ class Manifest:
         return {"id": self.id, "created_at": self.created_at, "link": self.link}
 
     def _lasting(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in _KEYS}
+        # Without what is as it is by default: so a field that comes later changes no link.
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _KEYS and not (name in _DEFAULTS and value == _DEFAULTS[name])
+        }
 
     def document(self, sign: Sign) -> bytes:
         """Spell it with its signature."""
         keys = {name: getattr(self, name) for name in _KEYS}
         body: dict[str, Any] = {"format": _FORMAT, "manifest": self._lasting(), "keys": keys}
         return json.dumps(body | {"mac": sign(_canonical(body))}, indent=1).encode()
+
+
+_DEFAULTS: Final[dict[str, object]] = {
+    each.name: each.default if each.default_factory is MISSING else each.default_factory()
+    for each in fields(Manifest)
+    if not (each.default is MISSING and each.default_factory is MISSING)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +141,21 @@ def read_manifest(store: Store, backup_id: str, sign_with: SignWith) -> Manifest
         NotFoundError: No such backup.
         BackupDamagedError: It was changed, or is another backup's.
         UnknownKeyError: Its key is not configured.
+        SchemaMismatchError: A newer version made it.
     """
-    raw = store.read(manifest_name(backup_id), _MAX_BYTES)
+    raw = store.read(manifest_name(backup_id), _MAX_BYTES + 1)
     damaged = BackupDamagedError("the manifest of the backup was changed")
+    if len(raw) > _MAX_BYTES:
+        raise damaged
     try:
         document: dict[str, Any] = json.loads(raw)
-        mac = str(document.pop("mac"))
+        mac = str(document.pop("mac")).encode()
         manifest = _parse(document)
+        signed = _canonical(document if "format" in document else document["manifest"])
         sign = sign_with(manifest.key_id)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise damaged from None
-    signed = document if "format" in document else document["manifest"]
-    if not hmac.compare_digest(mac.encode(), sign(_canonical(signed)).encode()):
+    if not hmac.compare_digest(mac, sign(signed).encode()):
         raise damaged
     if manifest.id != backup_id:
         raise BackupDamagedError("the manifest is another backup's")
@@ -152,7 +168,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         # The first format named its predecessor by a digest that changed with the key.
         return Manifest(**body | {"previous": None, "payload_offset": _FIRST_HEADER_BYTES})
     if document["format"] != _FORMAT:
-        raise BackupDamagedError("the backup was made by a newer version")
+        raise SchemaMismatchError("the backup was made by a newer version")
     return Manifest(**body, **document["keys"])
 
 
@@ -165,12 +181,15 @@ def claimed_keys(store: Store) -> dict[str, set[str]]:
     """Return which keys each stored backup says it needs, by id; not authenticated."""
     claimed = {}
     for backup_id in stored_ids(store):
-        raw = store.read(manifest_name(backup_id), _MAX_BYTES)
-        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            document = json.loads(raw)
+        # What cannot be read claims nothing; that it is no manifest, its own reader says.
+        with suppress(
+            ValueError, TypeError, KeyError, AttributeError, RecursionError,
+            NotFoundError, BackupDamagedError,
+        ):  # fmt: skip
+            document = json.loads(store.read(manifest_name(backup_id), _MAX_BYTES))
             said = document.get("keys", document["manifest"])
             needed = [said["key_id"], *said.get("row_keys", ())]
-            claimed[backup_id] = {str(key_id)[:8] for key_id in needed}
+            claimed[backup_id] = {one for one in needed if _KEY_ID.fullmatch(str(one))}
     return claimed
 
 
@@ -184,7 +203,7 @@ def delete_backup(store: Store, backup_id: str) -> None:
 
 def finish_deletions(store: Store, gone: Iterable[str]) -> int:
     """Delete what a killed process left of backups that it had noted as gone; return how many."""
-    left = {name.split(".")[0] for name in store.names("", "") if not is_note(name)}
+    left = {name.split(".")[0] for name in store.names("", "") if is_part(name)}
     cut = left.intersection(gone)
     for backup_id in cut:
         delete_backup(store, backup_id)
@@ -202,7 +221,12 @@ def gone_ids(store: Store, sign_with: SignWith) -> dict[str, datetime]:
     """Return when we deleted which backups; a note that was forged or changed says nothing."""
     gone = {}
     for backup_id in _ids(store, _GONE):
-        with suppress(ValueError, TypeError, KeyError, RecursionError, HoldfastError):
+        # A store that fails now (`UnavailableError`) has not said that there is no note: taking it
+        # so would bring the backup back from a copy.
+        with suppress(
+            ValueError, TypeError, KeyError, RecursionError,
+            NotFoundError, BackupDamagedError, UnknownKeyError,
+        ):  # fmt: skip
             document = json.loads(store.read(f"{backup_id}{_GONE}", _MAX_BYTES))
             body = document["gone"]
             mac = sign_with(body["key_id"])(_canonical(body))
@@ -211,9 +235,15 @@ def gone_ids(store: Store, sign_with: SignWith) -> dict[str, datetime]:
     return gone
 
 
-def is_note(name: str) -> bool:
-    """Whether an object is the note of a backup that we deleted."""
-    return name.endswith(_GONE)
+def is_part(name: str) -> bool:
+    """Whether an object is a part of a backup; a note that we deleted one is none."""
+    return bool(_ID.fullmatch(name.split(".", maxsplit=1)[0])) and not name.endswith(_GONE)
+
+
+def without_manifest(store: Store) -> set[str]:
+    """The ids of backups of which parts are stored and no manifest: nobody can restore them."""
+    parts = {name.split(".")[0] for name in store.names("", "") if is_part(name)}
+    return parts - set(stored_ids(store))
 
 
 def forget_gone(store: Store, backup_id: str) -> None:

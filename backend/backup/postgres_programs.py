@@ -47,9 +47,13 @@ class Programs:
         on_path = shutil.which(name)
         candidates = [str(path) for path in found if path.exists()]
         for candidate in ([on_path] if on_path else []) + candidates:
-            answer = subprocess.run(
-                [candidate, "--version"], capture_output=True, text=True, check=False
-            )
+            try:
+                answer = subprocess.run(
+                    [candidate, "--version"], capture_output=True, text=True, check=False
+                )
+            except OSError:
+                # It is there and cannot be run.
+                continue
             version = re.search(r"(\d+)", answer.stdout)
             if version and int(version[1]) >= wanted:
                 return candidate
@@ -125,7 +129,9 @@ class Programs:
                     if fill is not None:
                         fill(stdin)
             except BrokenPipeError:
+                # What it did not read was not looked at either.
                 process.wait()
+                raise BackupDamagedError("pg_restore ended before the dump did") from None
             except BaseException:
                 process.kill()
                 raise

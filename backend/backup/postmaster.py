@@ -52,11 +52,22 @@ def postmaster_of(data: Path) -> Postmaster | None:
 
 def is_starting(data: Path) -> bool:
     """Whether a program is about to run a server on *data*, which has no lock file yet."""
-    words = re.compile(rb'-D[\0 ]"?' + re.escape(os.fsencode(data)) + rb'["\0]')
+    return postmaster_of(data) is None and _runs(rb"", data) and postmaster_of(data) is None
+
+
+def is_told(data: Path) -> bool:
+    """Whether `pg_ctl` is at work on *data*."""
+    return _runs(rb"\bpg_ctl\0.*", data)
+
+
+def _runs(words: bytes, data: Path) -> bool:
+    """Whether some program was started with *words* and `-D`, by itself or through a shell."""
+    directory = re.escape(os.fsencode(data))
+    command = re.compile(words + rb'-D[\0 ]"?' + directory + rb'["\0]', re.DOTALL)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if words.search((process / "cmdline").read_bytes()):
-                return postmaster_of(data) is None
+            if command.search((process / "cmdline").read_bytes()):
+                return True
     return False
 
 

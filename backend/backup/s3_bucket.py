@@ -71,11 +71,11 @@ class BucketAddress:
         scheme, _, rest = url.partition("://")
         bucket, *folders = rest.removesuffix("/").split("/")
         if scheme != "s3" or not _BUCKET.fullmatch(bucket):
-            raise ConfigurationError("a backup store in S3 is named s3://bucket/prefix")
+            raise ConfigurationError("BACKUP_URL: a store in S3 is named s3://bucket/prefix")
         prefix = "".join(f"{folder}/" for folder in folders)
         if not all(map(_FOLDER.fullmatch, folders)) or len(prefix) > _MAX_PREFIX_CHARS:
             raise ConfigurationError(
-                "the prefix of a backup store in S3 has letters, digits and -_.!*'() between "
+                "BACKUP_URL: the prefix of a store in S3 has letters, digits and -_.!*'() between "
                 "single slashes; credentials come from the environment"
             )
         return cls(bucket, prefix)

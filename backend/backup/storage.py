@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -81,13 +81,21 @@ class LocalStore:
     A folder, made at the first write: 0700, its files 0600, whatever the umask.
 
     Raises:
-        ConfigurationError: Another scheme than a folder's, or no folder lies there.
+        ConfigurationError: Another scheme than a folder's.
     """
 
     def __init__(self, location: str) -> None:
         if "://" in location and not location.startswith("file://"):
             raise ConfigurationError("BACKUP_URL: a folder or s3://bucket/prefix, nothing else")
         self._folder = Path(location.removeprefix("file://")).absolute()
+
+    def require_usable(self) -> None:
+        """
+        Make sure that the folder is there or can be made, and can be written.
+
+        Raises:
+            ConfigurationError: It cannot.
+        """
         if not may_be_folder(self._folder):
             raise ConfigurationError(f"BACKUP_URL: {self._folder} cannot be a folder of ours")
 
@@ -181,7 +189,8 @@ class LocalStore:
         try:
             self._path(name).unlink()
             self._sync_folder()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
+            # A folder is none of ours.
             return
         except OSError as err:
             raise _unwritable(err) from err
@@ -192,11 +201,24 @@ class LocalStore:
 
     def _remove_abandoned(self, partial: Path) -> bool:
         """Remove a half-written file, unless its writer lives: the kernel keeps its lock."""
-        with suppress(FileNotFoundError, BlockingIOError), partial.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            # As in `open`: neither blocked by a pipe nor led elsewhere by a link.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(partial, flags)
+        except OSError as err:
+            if err.errno in _NOT_PLAIN or err.errno == errno.ENOENT:
+                return False
+            raise _unreadable(err) from err
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
-            return True
-        return False
+        except (FileNotFoundError, BlockingIOError, IsADirectoryError):
+            return False
+        except OSError as err:
+            raise _unwritable(err) from err
+        finally:
+            os.close(descriptor)
+        return True
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

@@ -11,6 +11,7 @@ from uuid import UUID
 import typer
 
 from backend.backup.pgbackrest_says import Kind
+from backend.cli import FAILED
 from backend.cli.showing import (
     AsJson,
     DryRun,
@@ -33,7 +34,8 @@ from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.dump_service import get_dump_service
 from backend.services.pruning_service import get_pruning_service
-from backend.services.restore_service import Restored, get_restore_service
+from backend.services.restore_service import get_restore_service
+from backend.services.restored import Restored
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import using_store
 from backend.settings import get_settings
@@ -151,8 +153,7 @@ def undo(
 def delete(backup_id: UUID) -> None:
     """Delete a backup; the last good one, and one that is held, stay."""
     get_setup_service().open()
-    with session_scope() as session:
-        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
 
 
 @app.command()
@@ -177,8 +178,7 @@ def hold(
 def prune(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Delete what no BACKUP_KEEP_… rule keeps or BACKUP_MAX_AGE_DAYS ends; say why of each."""
     get_setup_service().open()
-    with session_scope() as session:
-        verdicts = get_pruning_service().prune(session, COMMAND_LINE, dry_run=dry_run)
+    verdicts = get_pruning_service().prune(COMMAND_LINE, dry_run=dry_run)
     gone = "would go" if dry_run else "deleted"
     show_rows(
         [
@@ -198,7 +198,10 @@ def prune(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
 def sync(*, as_json: AsJson = False) -> None:
     """Make all stores of BACKUP_URL hold the same."""
     get_setup_service().open()
-    show(asdict(get_backup_service().copy()), as_json=as_json)
+    synced = get_backup_service().copy()
+    show(asdict(synced), as_json=as_json)
+    if synced.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command("copy")

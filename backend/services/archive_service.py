@@ -90,7 +90,7 @@ class ArchiveService:
             except NotFoundError:
                 # Deleted by another process meanwhile.
                 continue
-            except (BackupDamagedError, BackupKeyError) as err:
+            except (BackupDamagedError, BackupKeyError, SchemaMismatchError) as err:
                 found[backup_id] = err
         return found
 
@@ -219,12 +219,15 @@ class ArchiveService:
 
     def _header(self, manifest: Manifest) -> bytes:
         try:
-            return store().read(header_name(manifest.id), HEADER_BYTES)
+            header = store().read(header_name(manifest.id), HEADER_BYTES + 1)
         except NotFoundError:
             if not manifest.payload_offset:
                 raise BackupDamagedError("the header of the backup is missing") from None
             # The first format: it is where the archive begins, unless it was given to another key.
             return store().read(archive_name(manifest.id), HEADER_BYTES)
+        if len(header) > HEADER_BYTES:
+            raise BackupDamagedError("the header of the backup is longer than one")
+        return header
 
     def _fill(
         self, target: BinaryIO, manifest: Manifest, key: PayloadKey, progress: Progress
@@ -292,6 +295,11 @@ def database_for(manifest: Manifest) -> DumpedDatabase | ClusterDatabase:
 def databases() -> list[Database]:
     """The live database in every way in which it may have been restored."""
     return [live_database(), *([get_cluster_service().database()] if is_used() else [])]
+
+
+def kept_aside() -> list[datetime]:
+    """When the old databases were that restores have kept aside and that are still there."""
+    return [moment for each in databases() for moment in each.previous()]
 
 
 def database_of(engine: Engine) -> DumpedDatabase:

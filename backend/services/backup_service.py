@@ -34,13 +34,16 @@ from backend.errors import (
 )
 from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import (
+    BackupKeyError,
     database_for,
     databases,
     exclusive,
     get_archive_service,
+    kept_aside,
 )
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
+from backend.services.certificate_service import get_certificate_service
 from backend.services.cluster_service import is_used
 from backend.services.dump_service import get_dump_service
 from backend.services.ledger_service import get_ledger_service
@@ -115,7 +118,9 @@ class BackupService:
                 get_archive_service().read_through(manifest)
             elif wanted is BackupVerify.RESTORE:
                 self._prove(manifest, actor)
-        except BackupDamagedError:
+        except BackupDamagedError as err:
+            if wanted is BackupVerify.READ:
+                self._note_proof(UUID(manifest.id), actor, err.code)
             raise
         except HoldfastError as err:
             # For want of room, say. The record says that it is not proven.
@@ -147,10 +152,12 @@ class BackupService:
         def work() -> None:
             try:
                 self.create(actor, label, kind=kind, begun=begun.set_result)
-            except HoldfastError as err:
-                # Once it has begun, its record says so.
+            except Exception as err:  # noqa: BLE001 - the edge of the thread
                 if not begun.done():
                     begun.set_exception(err)
+                elif not isinstance(err, HoldfastError):
+                    # Of what is known, its record and the log tell.
+                    log.error("backup_thread_failed", error=type(err).__name__)
 
         Thread(target=work, name="backup").start()
         return begun.result()
@@ -176,21 +183,26 @@ class BackupService:
 
     def prove_next(self, actor: Actor) -> list[UUID]:
         """
-        Prove the newest backup, unless it is proven, and the one whose proof is the oldest.
+        Prove the newest backup, unless it is proven, and of the others the one whose proof is the
+        oldest.
 
         Raises:
-            BackupDamagedError: One does not restore; the others were looked at all the same.
+            HoldfastError: One cannot be proven; the others were looked at all the same.
         """
         with session_scope(read_only=True) as session:
             records = get_catalogue_service().records(session)
         good = [r for r in records if r.status is BackupStatus.COMPLETE and r.error is None]
-        by_proof = sorted(good, key=lambda r: r.verified_at or _NEVER)
-        due = [r.id for r in good[:1] if r.verified_at is None] + [r.id for r in by_proof[:1]]
+        newest = [record for record in good[:1] if record.verified_at is None]
+        others = sorted(
+            (record for record in good if record not in newest),
+            key=lambda record: record.verified_at or _NEVER,
+        )
+        due = [record.id for record in newest + others[:1]]
         failed: HoldfastError | None = None
-        for backup_id in dict.fromkeys(due):
+        for backup_id in due:
             try:
                 self.verify(backup_id, actor)
-            except BackupDamagedError as err:
+            except HoldfastError as err:
                 failed = err
         if failed is not None:
             raise failed
@@ -204,6 +216,7 @@ class BackupService:
             ConflictError: A backup or restore is running; it is followed by this.
         """
         with exclusive():
+            _fail_abandoned()
             return self._copy()
 
     def _copy(self) -> Synced:
@@ -227,8 +240,18 @@ class BackupService:
             left = store().sweep() + sum(each.sweep() for each in databases()) + _fail_abandoned()
             left += finish_deletions(store(), gone_ids(store(), signer))
             get_catalogue_service().adopt()
+            self._forget_gone()
             return left
         return 0
+
+    def _forget_gone(self) -> None:
+        """Drop records of backups that we have deleted, where that was not written down."""
+        gone = gone_ids(store(), signer).keys() - set(stored_ids(store()))
+        with session_scope() as session:
+            for backup_id in map(UUID, gone):
+                if record := session.get(BackupRecord, backup_id):
+                    session.delete(record)
+                    get_certificate_service().backup_gone(session, backup_id, kept_aside())
 
     def _begin(self, label: str | None) -> BackupRecord:
         backup_id = uuid4()
@@ -254,14 +277,14 @@ class BackupService:
         code = _code(err)
         log.error("backup_failed", backup=str(backup_id), code=code)
         # Whatever fails here is done by the next start, or the next backup.
-        with suppress(UnavailableError, SQLAlchemyError):
+        with suppress(HoldfastError):
             delete_backup(store(), str(backup_id))
-            with session_scope() as session:
-                record = session.get_one(BackupRecord, backup_id)
-                record.status, record.error = BackupStatus.FAILED, code
-                get_audit_service().record(
-                    session, "backup_created", actor, outcome=code, backup=backup_id
-                )
+        with suppress(UnavailableError, SQLAlchemyError), session_scope() as session:
+            record = session.get_one(BackupRecord, backup_id)
+            record.status, record.error = BackupStatus.FAILED, code
+            get_audit_service().record(
+                session, "backup_created", actor, outcome=code, backup=backup_id
+            )
 
     def _prove(self, manifest: Manifest, actor: Actor, progress: Progress = ignore) -> None:
         try:
@@ -317,7 +340,10 @@ def _fail_abandoned() -> int:
         stored = stored_ids(store()) if records else []
         for record in records:
             if str(record.id) in stored:
-                session.merge(record_of(get_archive_service().manifest(record.id)))
+                try:
+                    session.merge(record_of(get_archive_service().manifest(record.id)))
+                except (BackupDamagedError, BackupKeyError) as err:
+                    record.status, record.error = BackupStatus.FAILED, err.code
             else:
                 delete_backup(store(), str(record.id))
                 record.status, record.error = BackupStatus.FAILED, "interrupted"

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
@@ -23,6 +24,8 @@ from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import BackupKeyError, get_archive_service
 from backend.services.store_service import signer, store
 from backend.settings import get_settings
+
+MISSING: Final = "missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,9 @@ class CatalogueService:
         for backup_id, wrong in manifests.items():
             if not isinstance(wrong, Manifest):
                 found[backup_id] = Break(backup_id, wrong.detail)
-        complete = select(BackupRecord.id).where(BackupRecord.status == BackupStatus.COMPLETE)
+        complete = select(BackupRecord.id).where(
+            BackupRecord.status == BackupStatus.COMPLETE, BackupRecord.created_at > oldest
+        )
         for record_id in map(str, session.scalars(complete)):
             if record_id not in manifests and record_id not in gone:
                 found[record_id] = Break(record_id, "is missing, and was not deleted by us")
@@ -122,6 +127,17 @@ class CatalogueService:
                     record = record_of(get_archive_service().manifest(UUID(backup_id)))
                     record.error = None
                     session.merge(record)
+            self._mark_missing(session)
+
+    def _mark_missing(self, session: Session) -> None:
+        """Count no backup as good that the store has lost, nor as lost what is back."""
+        stored = set(map(UUID, stored_ids(store())))
+        complete = select(BackupRecord).where(BackupRecord.status == BackupStatus.COMPLETE)
+        for record in session.scalars(complete):
+            if record.id not in stored:
+                record.error = record.error or MISSING
+            elif record.error == MISSING:
+                record.error = None
 
 
 def record_of(manifest: Manifest) -> BackupRecord:

@@ -12,12 +12,20 @@ from sqlalchemy.orm import Session
 
 from backend.crypto import certificates, signing
 from backend.errors import ConfigurationError, ConflictError, NotFoundError
-from backend.models import ErasureRecord, ErasureStatus, Installation
+from backend.models import (
+    BackupRecord,
+    BackupStatus,
+    ErasureRecord,
+    ErasureStatus,
+    Installation,
+)
 from backend.privacy.scan import Scan
 from backend.settings import get_settings
 
 # How long a scan may take before its process is taken for dead: reading a table of 10**8 cells.
 SCAN_GIVEN_UP_AFTER: Final = timedelta(hours=1)
+# How long an erasure may take between its statement and its commit.
+_UNDER_WAY: Final = timedelta(hours=1)
 _NOT_FINISHED: Final = "not_finished"
 
 
@@ -89,6 +97,14 @@ class CertificateService:
                 continue
             left = [each for each in statement["backups"] if each["id"] != name]
             held = [datetime.fromisoformat(each["created_at"]) for each in left]
+            # One that was begun while the erasure was under way may hold the person, unnamed.
+            held += session.scalars(
+                select(BackupRecord.created_at).where(
+                    BackupRecord.status != BackupStatus.FAILED,
+                    BackupRecord.created_at > record.erased_at,
+                    BackupRecord.created_at < record.erased_at + _UNDER_WAY,
+                )
+            )
             # A restore after the erasure keeps aside what was live then, without the person.
             held += [moment for moment in kept_aside if moment <= record.erased_at]
             last = max((moment + days for moment in held), default=now)
@@ -96,6 +112,22 @@ class CertificateService:
             self._tell(session, record, statement, told)
             changed += 1
         return changed
+
+    def promised_ends(self, session: Session, since: datetime) -> dict[UUID, datetime]:
+        """
+        Return by when the backups that certificates name must be gone, whatever is set now.
+
+        Args:
+            since: Erasures of before it are left out: no backup that is left is older.
+        """
+        ends: dict[UUID, datetime] = {}
+        told = select(ErasureRecord.statement).where(ErasureRecord.erased_at >= since)
+        for text in session.scalars(told.execution_options(yield_per=1000)):
+            statement = orjson.loads(text)
+            end = datetime.fromisoformat(statement["backups_expire_at"])
+            for named in map(UUID, (each["id"] for each in statement.get("backups", ()))):
+                ends[named] = min(end, ends.get(named, end))
+        return ends
 
     def _tell(
         self, session: Session, record: ErasureRecord, before: dict[str, Any], told: dict[str, Any]

@@ -342,7 +342,10 @@ def _statement(
     not_reached: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Say what was done, naming nobody: no reference either, which would tie two acts together."""
-    expires_at = entry.recorded_at + timedelta(days=get_settings().backup_max_age_days)
+    backups = _backups(session)
+    # One that is finished after a crash may find backups that were made since.
+    last = max([entry.recorded_at, *(each["created_at"] for each in backups)])
+    expires_at = last + timedelta(days=get_settings().backup_max_age_days)
     return {
         "erasure_id": entry.id,
         "controller": get_settings().controller_name,
@@ -356,7 +359,7 @@ def _statement(
         },
         "retained": [asdict(kept) for kept in plan.retained] if plan else [],
         "not_reached": not_reached,
-        "backups": _backups(session),
+        "backups": backups,
         "backups_expire_at": expires_at,
     }
 

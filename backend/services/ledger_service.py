@@ -39,6 +39,12 @@ MODES: Final = {LedgerKind.ERASE: EraseMode.DELETE, LedgerKind.ANONYMIZE: EraseM
 EraseAgain = Callable[[Session, Sequence[LedgerEntry], Mapping[str, int]], int]
 
 
+class LedgerDamagedError(BackupDamagedError):
+    """An entry of the ledger beside the backups is not what was written."""
+
+    code = "ledger_damaged"
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """How many people were erased again, and how many consents withdrawn again."""
@@ -236,7 +242,7 @@ def _read_object(name: str) -> LedgerEntry:
         identity_refs=body.get("identity_refs"),
     )
     if _name(entry.id) != name:
-        raise BackupDamagedError(f"{name} is another entry of the ledger")
+        raise LedgerDamagedError(f"{name} is another entry of the ledger")
     return entry
 
 

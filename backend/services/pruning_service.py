@@ -4,23 +4,41 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Final
 from uuid import UUID
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.backup.keeping import KeepRules, kept
-from backend.backup.manifest import forget_gone, gone_ids, stored_ids
+from backend.backup.manifest import stored_ids, without_manifest
 from backend.backup.pgbackrest_says import Kind
-from backend.errors import BackupDamagedError, ConflictError, NotFoundError, RefusedError
+from backend.db_utils import session_scope
+from backend.errors import (
+    BackupDamagedError,
+    ConflictError,
+    HoldfastError,
+    NotFoundError,
+    RefusedError,
+)
 from backend.models import BackupRecord, BackupStatus
-from backend.services.archive_service import BackupKeyError, databases, get_archive_service
+from backend.services.archive_service import (
+    BackupKeyError,
+    databases,
+    exclusive,
+    get_archive_service,
+    kept_aside,
+)
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.certificate_service import get_certificate_service
 from backend.services.cluster_service import get_cluster_service
-from backend.services.store_service import get_store_service, signer, store
+from backend.services.store_service import get_store_service, store
 from backend.settings import get_settings
+
+_WAIT_SECONDS: Final = 5
+_PROMISED: Final = "erased people were told that it is gone by now"
 
 log = structlog.get_logger(__name__)
 
@@ -38,23 +56,32 @@ class Verdict:
 class PruningService:
     """Decides which backups go, and lets them go."""
 
-    def delete(self, session: Session, backup_id: UUID, actor: Actor) -> None:
+    def delete(self, backup_id: UUID, actor: Actor) -> None:
         """
-        Delete a backup.
+        Delete a backup, everywhere.
+
+        Objects go first and the record last, outside of any transaction: nobody waits for a store.
+        What a crash leaves of either, the next start finishes.
 
         Raises:
             NotFoundError: No such backup.
-            ConflictError: It is the last good one, it is held, or it is still being made.
+            ConflictError: It is the last good one, it is held, or it is still being made; or a
+                backup or restore is running.
         """
-        records = {record.id: record for record in get_catalogue_service().records(session)}
-        # A damaged manifest gives no record, and such a backup can be deleted too.
-        if backup_id not in records and str(backup_id) not in stored_ids(store()):
-            raise NotFoundError(f"no backup has the id {backup_id}")
-        record = records.get(backup_id)
-        if record is not None:
-            _refuse_needed(record, list(records.values()), datetime.now(UTC))
-        self._delete(session, backup_id)
-        get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
+        with exclusive(_WAIT_SECONDS):
+            with session_scope(read_only=True) as session:
+                found = get_catalogue_service().records(session)
+            records = {record.id: record for record in found}
+            # A damaged manifest gives no record, and such a backup can be deleted too.
+            if backup_id not in records and str(backup_id) not in stored_ids(store()):
+                raise NotFoundError(f"no backup has the id {backup_id}")
+            record = records.get(backup_id)
+            if record is not None:
+                _refuse_needed(record, found, datetime.now(UTC))
+            _remove_objects(backup_id)
+            with session_scope() as session:
+                _forget(session, backup_id)
+                get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
 
     def hold(
         self, session: Session, backup_id: UUID, actor: Actor, until: datetime | None
@@ -71,11 +98,12 @@ class PruningService:
         if record.status is not BackupStatus.COMPLETE:
             raise ConflictError(f"backup {backup_id} is not complete")
         latest = record.created_at + timedelta(days=get_settings().backup_max_age_days)
+        promised = get_certificate_service().promised_ends(session, record.created_at)
+        latest = min(latest, promised.get(backup_id, latest))
         if until is not None and not datetime.now(UTC) < until <= latest:
             raise RefusedError(
                 "a backup is held until a time to come, and at most until "
-                f"{latest.isoformat(timespec='seconds')}, when BACKUP_MAX_AGE_DAYS ends: erased "
-                "people were told so"
+                f"{latest.isoformat(timespec='seconds')}: erased people were told that it ends then"
             )
         record.held_until = until
         get_audit_service().record(session, "backup_held", actor, backup=backup_id, until=until)
@@ -96,56 +124,92 @@ class PruningService:
         rules, zone = _rules(), get_settings().zone
         good = [record for record in records if record.error is None]
         wanted = kept([(record.id, record.created_at) for record in good], rules, zone)
+        oldest = min((record.created_at for record in records), default=now)
+        promised = get_certificate_service().promised_ends(session, oldest)
         verdicts = {}
         for record in records:
             keep, reason = _judge(record, good, wanted.get(record.id, []), rules, now)
+            if promised.get(record.id, now) < now:
+                keep, reason = False, _PROMISED
             verdicts[record.id] = Verdict(record.id, record.created_at, keep, reason)
         return list(_with_those_they_need(verdicts, _builds_on(records)).values())
 
-    def prune(
-        self, session: Session, actor: Actor, *, dry_run: bool, now: datetime | None = None
-    ) -> list[Verdict]:
+    def prune(self, actor: Actor, *, dry_run: bool, now: datetime | None = None) -> list[Verdict]:
         """
         Delete what no rule keeps; return the verdict on every backup.
 
         Old databases that a restore has kept aside go by their age, too.
+
+        Raises:
+            ConflictError: A backup or restore is running.
+            HoldfastError: Something could not be deleted; everything else was.
         """
         now = now or datetime.now(UTC)
-        verdicts = self.plan(session, now)
         if dry_run:
-            return verdicts
-        going = [verdict.backup_id for verdict in verdicts if not verdict.keep]
-        # Newest first: pgBackRest removes nothing that others build on.
-        for backup_id in going:
-            self._delete(session, backup_id)
-        before = now - timedelta(days=get_settings().backup_max_age_days)
-        forgotten = sum(each.forget_previous(before) for each in databases())
-        _forget_notes(before)
-        if going or forgotten:
-            get_audit_service().record(
-                session, "backups_pruned", actor, backups=len(going), previous=forgotten
-            )
+            with session_scope(read_only=True) as session:
+                return self.plan(session, now)
+        with exclusive(_WAIT_SECONDS):
+            with session_scope(read_only=True) as session:
+                verdicts = self.plan(session, now)
+            # Newest first: pgBackRest removes nothing that others build on.
+            going = [verdict.backup_id for verdict in verdicts if not verdict.keep]
+            before = now - timedelta(days=get_settings().backup_max_age_days)
+            removed, failed = _remove_all(going + _remains(before))
+            forgotten = sum(each.forget_previous(before) for each in databases())
+            get_store_service().forget_notes(before)
+            with session_scope() as session:
+                for backup_id in removed:
+                    _forget(session, backup_id)
+                if removed or forgotten:
+                    get_audit_service().record(
+                        session, "backups_pruned", actor, backups=len(removed), previous=forgotten
+                    )
+        if failed is not None:
+            raise failed
         return verdicts
 
-    def _delete(self, session: Session, backup_id: UUID) -> None:
-        with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
-            manifest = get_archive_service().manifest(backup_id)
-            if manifest.repository_label is not None:
-                get_cluster_service().delete(manifest)
-        get_store_service().remove_backup(str(backup_id))
-        if record := session.get(BackupRecord, backup_id):
-            session.delete(record)
-            session.flush()
-        get_certificate_service().backup_gone(
-            session, backup_id, [moment for each in databases() for moment in each.previous()]
-        )
+
+def _remove_all(backup_ids: list[UUID]) -> tuple[list[UUID], HoldfastError | None]:
+    removed: list[UUID] = []
+    failed: HoldfastError | None = None
+    for backup_id in backup_ids:
+        try:
+            _remove_objects(backup_id)
+        except HoldfastError as err:
+            log.error("backup_not_deleted", backup=str(backup_id), code=err.code)
+            failed = err
+        else:
+            removed.append(backup_id)
+    return removed, failed
 
 
-def _forget_notes(before: datetime) -> None:
-    """Drop notes of backups that would be too old by now: a gap that old misses nobody."""
-    for backup_id, deleted_at in gone_ids(store(), signer).items():
-        if deleted_at < before:
-            forget_gone(store(), backup_id)
+def _remove_objects(backup_id: UUID) -> None:
+    with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
+        manifest = get_archive_service().manifest(backup_id)
+        if manifest.repository_label is not None:
+            get_cluster_service().delete(manifest)
+    get_store_service().remove_backup(str(backup_id))
+
+
+def _forget(session: Session, backup_id: UUID) -> None:
+    """Drop the record, and tell the new date to whom an old one was told."""
+    if record := session.get(BackupRecord, backup_id):
+        session.delete(record)
+        session.flush()
+    get_certificate_service().backup_gone(session, backup_id, kept_aside())
+
+
+def _remains(before: datetime) -> list[UUID]:
+    """
+    Find what is stored of backups that have no manifest, and are too old or known to nobody.
+
+    Nobody can restore them; but their data are there, and open with the key.
+    """
+    with session_scope(read_only=True) as session:
+        young = set(session.scalars(select(BackupRecord.id).where(
+            BackupRecord.created_at >= before, BackupRecord.status == BackupStatus.COMPLETE
+        )))  # fmt: skip
+    return [one for one in map(UUID, without_manifest(store())) if one not in young]
 
 
 def _builds_on(records: list[BackupRecord]) -> dict[UUID, set[UUID]]:
@@ -164,7 +228,7 @@ def _with_those_they_need(
 ) -> dict[UUID, Verdict]:
     """Let what is kept keep what it builds on; but what builds on one too old is too old itself."""
     days = get_settings().backup_max_age_days
-    too_old = {key for key, each in verdicts.items() if each.reason == _too_old(days)}
+    too_old = {k for k, each in verdicts.items() if each.reason in (_too_old(days), _PROMISED)}
     for key, needed in builds_on.items():
         if needed & too_old:
             verdicts[key] = replace(verdicts[key], keep=False, reason=_too_old(days))

@@ -5,9 +5,9 @@ The backup is rebuilt beside the live database and proven; control tables are ca
 the live one; erasures, withdrawals and retention are applied again; only then are the two swapped.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from backend.db_utils import (
     writes_paused,
 )
 from backend.errors import (
+    BackupDamagedError,
     ConfigurationError,
     ConflictError,
     HoldfastError,
@@ -40,8 +41,8 @@ from backend.errors import (
     RefusedError,
     UnavailableError,
 )
-from backend.models import DATA_MAP
-from backend.privacy.comparison import TableChange, compare
+from backend.models import DATA_MAP, BackupRecord
+from backend.privacy.comparison import compare
 from backend.services.archive_service import (
     database_for,
     database_of,
@@ -56,6 +57,7 @@ from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
 from backend.services.ledger_service import Replayed, get_ledger_service
+from backend.services.restored import Origin, Reapplied, Restored
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
@@ -69,63 +71,6 @@ class EmptyingError(ConflictError):
     """The restore would empty tables that have rows, and that was not confirmed."""
 
     code = "would_empty"
-
-
-@dataclass(frozen=True, slots=True)
-class Reapplied:
-    """What was done again: people erased, consent events, rows restricted, rows retired."""
-
-    erasures: int
-    consents: int
-    restrictions: int
-    retention: int
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """
-    A restore, done or tried.
-
-    Attributes:
-        emptied: Tables that have rows, of which the backup brings none.
-        migrations: Revisions of the schema that the backup lacks.
-        previous: Where the old database is kept.
-        target: Where the backup was restored to for a look, in the place of nothing.
-        breaks: Backups in the store that are not what they should be.
-    """
-
-    backup_id: UUID | None
-    created_at: datetime
-    dry_run: bool
-    reapplied: Reapplied
-    tables: dict[str, TableChange]
-    emptied: list[str]
-    migrations: list[str]
-    previous: str | None = None
-    target: str | None = None
-    breaks: list[Break] = field(default_factory=list)
-
-    @property
-    def status(self) -> str:
-        return "planned" if self.dry_run else "restored"
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where the rows come from: a backup, or a database that was kept aside."""
-
-    created_at: datetime
-    schema_revision: str
-    tables: Mapping[str, int]
-    manifest: Manifest | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> "_Origin":
-        return cls(manifest.moment, manifest.schema_revision, manifest.tables, manifest)
-
-    @property
-    def backup_id(self) -> UUID | None:
-        return UUID(self.manifest.id) if self.manifest else None
 
 
 class RestoreService:
@@ -159,7 +104,10 @@ class RestoreService:
             ConflictError: Another backup or restore is running, or the backup is not complete.
         """
         _require_word(dry_run=dry_run, confirm=confirm)
+        breaks = _breaks()
         with exclusive(), _recorded(actor, backup_id, dry_run=dry_run) as note:
+            if backup_id is None:
+                _refuse_doubt(breaks)
             manifest = self._manifest(backup_id, target_time)
             database = database_for(manifest)
             with get_archive_service().rebuilt(
@@ -168,12 +116,12 @@ class RestoreService:
                 restored = self._use(
                     database,
                     built,
-                    _Origin.of(manifest),
+                    Origin.of(manifest),
                     actor,
                     dry_run=dry_run,
                     confirm_empty=confirm_empty,
                 )
-            return self._finished(restored, note)
+            return self._finished(replace(restored, breaks=breaks), note)
 
     def undo(self, actor: Actor, *, dry_run: bool, confirm: bool) -> Restored:
         """
@@ -192,7 +140,7 @@ class RestoreService:
             if kept is None or database is None:
                 raise NotFoundError("no restore has kept a database aside")
             with get_archive_service().reopened(database, kept) as (built, revision, tables):
-                origin = _Origin(kept, revision, tables)
+                origin = Origin(kept, revision, tables)
                 restored = self._use(
                     database, built, origin, actor, dry_run=dry_run, confirm_empty=True
                 )
@@ -202,7 +150,7 @@ class RestoreService:
         self,
         database: Database,
         built: Engine,
-        origin: _Origin,
+        origin: Origin,
         actor: Actor,
         *,
         dry_run: bool,
@@ -230,8 +178,7 @@ class RestoreService:
             with session_scope(read_only=True) as session:
                 get_column_service().apply(session)
         note(restored)
-        with session_scope(read_only=True) as session:
-            return replace(restored, breaks=get_catalogue_service().breaks(session))
+        return restored
 
     def restore_to(
         self,
@@ -258,7 +205,7 @@ class RestoreService:
             manifest = self._manifest(backup_id)
             with get_archive_service().rebuilt(database, manifest, progress) as built:
                 _bring_up(built)
-                restored = self._prepare(built, _Origin.of(manifest), actor)
+                restored = self._prepare(built, Origin.of(manifest), actor)
                 restored = replace(restored, dry_run=False, target=database.publish(built))
             note(restored)
         return restored
@@ -289,7 +236,7 @@ class RestoreService:
                 log.warning("statistics_kept", tables=left)
         return replayed
 
-    def _prepare(self, built: Engine, origin: _Origin, actor: Actor) -> Restored:
+    def _prepare(self, built: Engine, origin: Origin, actor: Actor) -> Restored:
         """Keep every promise in *built* that was made in the live database since."""
         with snapshot_scope() as live, session_scope(built) as restored:
             get_encryption_service().check(restored)
@@ -331,6 +278,18 @@ def _require_word(*, dry_run: bool, confirm: bool) -> None:
         raise RefusedError("a restore replaces the live database: set confirm to true")
 
 
+def _breaks() -> list[Break]:
+    with session_scope(read_only=True) as session:
+        return get_catalogue_service().breaks(session)
+
+
+def _refuse_doubt(breaks: list[Break]) -> None:
+    """Do not take an older backup for the newest, because that one was taken away."""
+    if breaks:
+        said = "; ".join(f"{each.backup_id} {each.why}" for each in breaks[:3])
+        raise ConflictError(f"which backup is the newest is in doubt ({said}): name one by its id")
+
+
 def _bring_up(built: Engine) -> None:
     """Let nothing in *built* need keys that this process does not have by itself."""
     configured = {key.key_id.hex() for key in keyring.configured().keys}
@@ -370,6 +329,10 @@ def _recorded(
 def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restored | None) -> None:
     erasures = restored and restored.reapplied.erasures
     with session_scope() as session:
+        if outcome == BackupDamagedError.code and backup_id is not None:
+            record = session.get(BackupRecord, backup_id)
+            if record is not None:
+                record.error, record.verified_at = outcome, None
         get_audit_service().record(
             session, "restore", actor, outcome=outcome, backup=backup_id, erasures=erasures
         )

@@ -25,7 +25,6 @@ from sqlalchemy import (
     update,
 )
 
-from backend.backup.manifest import gone_ids, mark_gone
 from backend.crypto import keyring
 from backend.crypto.blind_index import TERM_PREFIX, term_prefixes
 from backend.crypto.columns import Encrypted
@@ -47,7 +46,7 @@ from backend.services.cells import batches, swap, swap_in
 from backend.services.cluster_service import get_cluster_service
 from backend.services.key_use_service import KeyUse, get_key_use_service
 from backend.services.ledger_service import get_ledger_service
-from backend.services.store_service import signer, store
+from backend.services.store_service import get_store_service
 
 log = structlog.get_logger(__name__)
 
@@ -221,14 +220,12 @@ class RotationService:
             else:
                 _add(done, "backups", 1, 0)
         get_cluster_service().reseal()
-        self._sign_notes_anew()
-        get_backup_service().copy()
-
-    def _sign_notes_anew(self) -> None:
-        """Notes of deleted backups must still be believed once the old key is gone."""
-        primary = keyring.current().primary.key_id.hex()
-        for backup_id, deleted_at in gone_ids(store(), signer).items():
-            mark_gone(store(), backup_id, deleted_at, primary, signer(primary))
+        get_store_service().sign_notes_anew()
+        try:
+            get_backup_service().copy()
+        except ConflictError:
+            # A backup is being made: its end, or the scheduler, copies.
+            get_store_service().sync_due.set()
 
 
 def _encrypted_columns() -> Iterator[Column[Any]]:

@@ -79,7 +79,7 @@ class SchedulerService:
             Job("retention", _retention_time, run=_apply_retention),
             Job("backup", _backup_time, run_alone=_back_up),
             Job("backup_proof", _backup_time, run_alone=_prove_backups),
-            Job("backup_expiry", _retention_time, run=_expire_backups),
+            Job("backup_expiry", _retention_time, run_alone=_expire_backups),
         )
 
     def start(self) -> None:
@@ -147,6 +147,11 @@ class SchedulerService:
                 if job.run is not None:
                     job.run(session)
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
+        except ConflictError as err:
+            # A backup or restore is running elsewhere: that is no failed attempt.
+            log.info("job_waits", job=job.name)
+            with suppress(LeaseLostError), session_scope() as session:
+                self._settle(session, job.name, due_at, JobStatus.FAILED, err.code, counts=False)
         except LeaseLostError:
             # Undone whole: whoever took the job over does it, and writes how it ended.
             log.warning("job_lost", job=job.name)
@@ -216,11 +221,21 @@ class SchedulerService:
         return cast("CursorResult[Any]", taken).rowcount == 1
 
     def _settle(
-        self, session: Session, job: str, due_at: datetime, status: JobStatus, error: str | None
+        self,
+        session: Session,
+        job: str,
+        due_at: datetime,
+        status: JobStatus,
+        error: str | None,
+        *,
+        counts: bool = True,
     ) -> None:
         settled = session.execute(
             self._mine(job, due_at).values(
-                status=status, finished_at=datetime.now(UTC), error=error and error[:200]
+                status=status,
+                finished_at=datetime.now(UTC),
+                error=error and error[:200],
+                attempts=JobRun.attempts if counts else JobRun.attempts - 1,
             )
         )
         if cast("CursorResult[Any]", settled).rowcount != 1:
@@ -264,8 +279,8 @@ def _apply_retention(session: Session) -> object:
     return get_retention_service().apply(session, SCHEDULER, dry_run=False)
 
 
-def _expire_backups(session: Session) -> object:
-    return get_pruning_service().prune(session, SCHEDULER, dry_run=False)
+def _expire_backups() -> object:
+    return get_pruning_service().prune(SCHEDULER, dry_run=False)
 
 
 def _back_up() -> object:

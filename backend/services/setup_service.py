@@ -9,6 +9,7 @@ from sqlalchemy import Engine, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from backend.backup.escrow import read_recipient
+from backend.backup.storage import LocalStore
 from backend.crypto.references import new_reference_key
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
 from backend.errors import ConfigurationError, UnavailableError
@@ -127,10 +128,10 @@ class SetupService:
         folder = get_settings().data_dir.absolute()
         if not may_be_folder(folder):
             raise ConfigurationError(f"DATA_DIR: {folder} cannot be a folder of ours")
-        stores()
-        recipient = get_settings().backup_gpg_recipient
-        if recipient is not None:
-            read_recipient(recipient)
+        first, *_ = stores()
+        if isinstance(first, LocalStore):
+            first.require_usable()
+        _require_recipient()
         get_auth_service().find_secret()
         if is_used():
             # A swap that was cut may have left the server stopped, and it does not need our key.
@@ -164,6 +165,16 @@ class SetupService:
         get_encryption_service().load()
         get_auth_service().prepare_secret()
         use_write_ahead_log(get_engine())
+
+
+def _require_recipient() -> None:
+    recipient = get_settings().backup_gpg_recipient
+    if recipient is None:
+        return
+    try:
+        read_recipient(recipient)
+    except ConfigurationError as err:
+        raise ConfigurationError(f"BACKUP_GPG_RECIPIENT: {err.detail}") from None
 
 
 @lru_cache(maxsize=1)

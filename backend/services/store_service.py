@@ -8,7 +8,7 @@ follows later: `sync` compares names, so that it may be killed and run again.
 import hashlib
 import hmac
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -22,9 +22,11 @@ import structlog
 from backend.backup.manifest import (
     claimed_keys,
     delete_backup,
+    finish_deletions,
+    forget_gone,
     gone_ids,
     header_name,
-    is_note,
+    is_part,
     manifest_name,
     mark_gone,
     read_manifest,
@@ -38,7 +40,6 @@ from backend.errors import (
     ConflictError,
     HoldfastError,
     NotFoundError,
-    UnavailableError,
     UnknownKeyError,
 )
 from backend.settings import get_settings
@@ -88,15 +89,30 @@ class StoreService:
             UnavailableError: The first store cannot be written; then nothing was deleted.
         """
         key_id, now = keyring.current().primary.key_id.hex(), datetime.now(UTC)
-        for number, where in enumerate(stores()):
+        for number, address in enumerate(addresses()):
             try:
+                where = open_store(address)
                 mark_gone(where, backup_id, now, key_id, signer(key_id))
                 delete_backup(where, backup_id)
-            except UnavailableError as err:
+            except HoldfastError as err:
                 if number == 0:
                     raise
                 log.warning("copy_not_deleted", backup=backup_id, code=err.code)
                 self.sync_due.set()
+
+    def sign_notes_anew(self) -> None:
+        """Have notes of deleted backups believed once the key that signed them is gone."""
+        primary = keyring.current().primary.key_id.hex()
+        for where in stores():
+            for backup_id, deleted_at in gone_ids(where, signer).items():
+                mark_gone(where, backup_id, deleted_at, primary, signer(primary))
+
+    def forget_notes(self, before: datetime) -> None:
+        """Drop notes of backups that would be too old by now: a gap that old misses nobody."""
+        for where in stores():
+            for backup_id, deleted_at in gone_ids(where, signer).items():
+                if deleted_at < before:
+                    forget_gone(where, backup_id)
 
     def sync(self, unsettled: Collection[str] = ()) -> Synced:
         """
@@ -115,7 +131,9 @@ class StoreService:
             except HoldfastError as err:
                 log.warning("sync_failed", store=address.url, code=err.code)
                 done.failed.append(address.url)
-        if not done.failed:
+        if done.failed:
+            self.sync_due.set()
+        else:
             self.sync_due.clear()
         return done
 
@@ -128,22 +146,27 @@ def _sync(
     for target_at, source in ((first_at, copy), (copy_at, first)):
         there = open_store(target_at).names("", "")
         missing = set(source.names("", "")) - set(there) - set(unsettled)
-        wanted = (name for name in missing if is_note(name) or name.split(".")[0] not in gone)
-        for name in sorted(wanted, key=_manifests_last):
+        whole = set(stored_ids(source)) - gone
+        for name in sorted(missing, key=_manifests_last):
+            # What a killed process left of a backup is none, and must not spread.
+            if is_part(name) and name.split(".")[0] not in whole:
+                continue
             target = open_store(_with_lock_left(target_at, name.split(".")[0], source))
             try:
                 target.copy_from(name, source)
             except (NotFoundError, ConflictError):
                 # Deleted, or written by another process, meanwhile.
                 log.info("not_copied", object=name)
+            except BackupDamagedError as err:
+                # No plain object: the others are copied all the same.
+                log.warning("not_copied", object=name, code=err.code)
             else:
                 done.copied += 1
-    for backup_id in stored_ids(copy):
-        if backup_id in gone:
-            delete_backup(copy, backup_id)
-            done.removed += 1
-        else:
-            done.copied += _refreshed(copy, first, backup_id)
+    for backup_id in set(stored_ids(copy)) - gone:
+        done.copied += _refreshed(copy, first, backup_id)
+    # Asked again: one may have been deleted meanwhile.
+    gone = gone_ids(first, signer).keys() | gone_ids(copy, signer).keys()
+    done.removed += sum(finish_deletions(where, gone) for where in (first, copy))
 
 
 def _with_lock_left(address: StoreAddress, backup_id: str, source: Store) -> StoreAddress:
@@ -170,8 +193,9 @@ def _refreshed(copy: Store, first: Store, backup_id: str) -> bool:
         # What is wrong here must not spread.
         return False
     name = manifest_name(backup_id)
-    if copy.read(name, _SMALL_BYTES) == first.read(name, _SMALL_BYTES):
-        return False
+    with suppress(BackupDamagedError):
+        if copy.read(name, _SMALL_BYTES) == first.read(name, _SMALL_BYTES):
+            return False
     copy.replace(header_name(backup_id), first.read(header_name(backup_id), _SMALL_BYTES))
     copy.replace(name, current.document(signer(current.key_id)))
     return True

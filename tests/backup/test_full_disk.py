@@ -1,8 +1,6 @@
 """A disk that takes no more: each act is refused, changes and leaves nothing, and works later."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,23 +22,13 @@ from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from main import create_app
+from tests.backup.small_disks import room
 from tests.conftest import ADMIN, KEY, OTHER_KEY, PASSWORD, Run, Service, clear_caches
 from tests.privacy.people import dump, without
 
 # Room for the log of a small transaction, and for no copy of the database.
 ROOM: Final = 160 * 1024
 RECORDS: Final = ("audit_events", "backup_records")
-
-
-@contextmanager
-def room(size: int) -> Iterator[None]:
-    """No file may grow beyond *size* bytes: the kernel refuses, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

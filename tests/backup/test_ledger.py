@@ -2,7 +2,7 @@
 
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,18 @@ from backend.privacy.declarations import EraseMode
 from backend.privacy.steps import ConstraintError
 from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.auth_service import get_auth_service
-from backend.services.backup_service import get_backup_service
-from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import _SCOPE, Replayed, get_ledger_service
 from backend.services.reference_service import reference_to
 from backend.services.restore_service import get_restore_service
+from backend.services.scheduler_service import SchedulerService
 from backend.services.setup_service import get_setup_service
+from tests.backup.promises import back_up, erase, is_there, restore
+from tests.backup.s3_server import REGION, CuttableLine, S3Server, cuttable_line
 from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
-from tests.privacy.people import dump, keys_of, person_hold, plant
+from tests.privacy.people import dump, keys_of, person_hold, plant, without
 
 JANE = "jane@example.com"
-
-
-def _erase(user_id: int, mode: EraseMode = EraseMode.DELETE, *, dry_run: bool = False) -> None:
-    with session_scope() as session:
-        get_compliance_service().erase(
-            session, COMMAND_LINE, user_id, mode, reason="request", dry_run=dry_run
-        )
 
 
 def _consent(user_id: int, *, granted: bool, actor: Actor = COMMAND_LINE) -> None:
@@ -67,18 +61,13 @@ def _uid(user_id: int) -> UUID:
         return session.get_one(User, user_id).uid
 
 
-def _exists(user_id: int) -> bool:
-    with session_scope(read_only=True) as session:
-        return session.get(User, user_id) is not None
-
-
 def test_every_promise_is_a_row_and_an_object_that_say_the_same(service: Service) -> None:
     jane, joe, eve = (service.user(f"{name}@example.com") for name in ("jane", "joe", "eve"))
     uids = [_uid(person) for person in (jane, joe, eve)]
     with session_scope(read_only=True) as session:
         refs = {reference_to(session, uid) for uid in uids}
-    _erase(jane)
-    _erase(joe, EraseMode.ANONYMIZE)
+    erase(jane)
+    erase(joe, EraseMode.ANONYMIZE)
     _consent(eve, granted=True)
     assert len(_objects(service)) == 2, "to grant a consent is no promise to withhold"
     _consent(eve, granted=False)
@@ -99,10 +88,10 @@ def test_every_promise_is_a_row_and_an_object_that_say_the_same(service: Service
 
 def test_what_did_not_happen_is_not_promised(sqlite_service: Service) -> None:
     jane = sqlite_service.user(JANE)
-    _erase(jane, dry_run=True)
+    erase(jane, dry_run=True)
     sqlite_service.add(person_hold(jane))
     with pytest.raises(LegalHoldError):
-        _erase(jane)
+        erase(jane)
     _consent(jane, granted=False)
     assert _objects(sqlite_service) == []
     assert _rows() == {}
@@ -116,7 +105,7 @@ def test_an_erasure_that_fails_half_way_takes_its_promise_back(sqlite_service: S
         )
     before = dump()
     with pytest.raises(ConstraintError):
-        _erase(jane.id)
+        erase(jane.id)
     assert dump() == before
     assert _objects(sqlite_service) == []
 
@@ -127,7 +116,7 @@ def test_without_a_place_for_the_promise_nobody_is_erased(sqlite_service: Servic
     (sqlite_service.folder / "backups").write_text("a file where the store should be")
     before = dump()
     with pytest.raises(HoldfastError):
-        _erase(jane.id)
+        erase(jane.id)
     assert dump() == before
 
 
@@ -154,7 +143,7 @@ def test_an_erasure_cut_short_is_finished_at_the_next_start(
     jane, joe = plant("A"), plant("B")
     joes = keys_of(dump(), joe.id)
     _promise_only(kind, _uid(jane.id))
-    assert _exists(jane.id)
+    assert is_there(jane.id)
     assert _rows() == {}
     get_setup_service().prepare()
     after = dump()
@@ -193,23 +182,23 @@ def test_an_old_database_file_put_back_by_hand_forgets_whom_it_must(
         connection.exec_driver_sql("ROLLBACK")
         connection.exec_driver_sql(f"VACUUM INTO '{tmp_path / 'copy.db'}'")
         connection.exec_driver_sql("BEGIN")
-    _erase(jane.id)
+    erase(jane.id)
     dispose_engine()
     for side in path.parent.glob("holdfast.db*"):
         side.unlink()
     shutil.copy(tmp_path / "copy.db", path)
-    assert _exists(jane.id)
+    assert is_there(jane.id)
     get_setup_service().prepare()
-    assert (_exists(jane.id), _exists(joe.id)) == (False, True)
+    assert (is_there(jane.id), is_there(joe.id)) == (False, True)
 
 
 def test_replaying_again_changes_nothing(service: Service) -> None:
     jane, joe = plant("A"), service.user(JANE)
     _consent(joe, granted=True)
-    backup_id = get_backup_service().create(COMMAND_LINE).id
-    _erase(jane.id)
+    backup_id = back_up()
+    erase(jane.id)
     _consent(joe, granted=False)
-    get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    restore(backup_id)
     before = dump()
     for _again in range(2):
         with session_scope() as session:
@@ -221,7 +210,7 @@ def test_a_new_person_on_a_number_that_was_freed_is_left_alone(service: Service)
     jane = service.user(JANE)
     _consent(jane, granted=True)
     _consent(jane, granted=False)
-    _erase(jane)
+    erase(jane)
     # As an import or a fresh database gives it, whatever the row numbers promise.
     values = {"id": jane, "email": JANE, "created_at": datetime.now(UTC), "uid": uuid4()}
     with session_scope() as session:
@@ -238,8 +227,8 @@ def test_nothing_in_the_ledger_is_about_anybody(sqlite_service: Service) -> None
     me = Actor("person", COMMAND_LINE.role, user_id=jane.id, uid=uids[0])
     _consent(jane.id, granted=True, actor=me)
     _consent(jane.id, granted=False, actor=me)
-    _erase(jane.id)
-    _erase(joe.id, EraseMode.ANONYMIZE)
+    erase(jane.id)
+    erase(joe.id, EraseMode.ANONYMIZE)
     canaries = jane.words() | joe.words() | {f for u in uids for f in (str(u), u.hex)}
     told = [repr(_opened(path)) for path in _objects(sqlite_service)] + [
         repr(dump()["privacy_ledger"])
@@ -285,16 +274,22 @@ def test_a_tampered_object_stops_a_restore_and_nothing_is_changed(
     sqlite_service: Service, tamper: Callable[[Path], None]
 ) -> None:
     jane, joe = sqlite_service.user(JANE), sqlite_service.user("joe@example.com")
-    backup_id = get_backup_service().create(COMMAND_LINE).id
-    _erase(jane)
-    _erase(joe)
+    backup_id = back_up()
+    erase(jane)
+    erase(joe)
     before = dump()
     tamper(_objects(sqlite_service)[0])
     with pytest.raises(HoldfastError) as refusal:
-        get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+        restore(backup_id)
     assert refusal.value.code in {"backup_damaged", "tampered", "malformed_token", "unknown_key"}
-    assert dump() == before
+    assert without(dump(), {}, "audit_events") == without(before, {}, "audit_events")
+    assert _last_restore()["outcome"] == refusal.value.code
     assert not list(sqlite_service.folder.glob(".holdfast-scratch-*"))
+
+
+def _last_restore() -> dict[str, Any]:
+    *_, last = (row for row in dump()["audit_events"].values() if row["action"] == "restore")
+    return last
 
 
 def test_an_unreadable_promise_stops_a_start_that_depends_on_it(sqlite_service: Service) -> None:
@@ -305,21 +300,21 @@ def test_an_unreadable_promise_stops_a_start_that_depends_on_it(sqlite_service: 
     _flip(path)
     with pytest.raises(HoldfastError):
         get_setup_service().prepare()
-    assert _exists(jane)
+    assert is_there(jane)
     path.write_bytes(whole)
     get_setup_service().prepare()
-    assert not _exists(jane)
+    assert not is_there(jane)
 
 
 def test_objects_lost_with_their_store_are_written_again(sqlite_service: Service) -> None:
     jane = sqlite_service.user(JANE)
-    backup_id = get_backup_service().create(COMMAND_LINE).id
-    _erase(jane)
+    backup_id = back_up()
+    erase(jane)
     (path,) = _objects(sqlite_service)
     body = _opened(path)
     path.unlink()
-    get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
-    assert not _exists(jane)
+    restore(backup_id)
+    assert not is_there(jane)
     assert [_opened(path) for path in _objects(sqlite_service)] == [body]
 
 
@@ -327,14 +322,43 @@ def test_promises_made_under_an_older_key_are_kept(
     sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jane = sqlite_service.user(JANE)
-    backup_id = get_backup_service().create(COMMAND_LINE).id
-    _erase(jane)
+    backup_id = back_up()
+    erase(jane)
     monkeypatch.setenv("ENCRYPTION_KEY", OTHER_KEY)
     monkeypatch.setenv("ENCRYPTION_KEYS_PREVIOUS", KEY)
     clear_caches()
     get_setup_service().open()
-    restored = get_restore_service().restore(backup_id, COMMAND_LINE, dry_run=False, confirm=True)
+    restored = restore(backup_id)
     assert restored.reapplied.erasures == 1
-    assert not _exists(jane)
+    assert not is_there(jane)
     with session_scope(read_only=True) as session:
         assert get_auth_service()._find(session, JANE) is None
+
+
+@pytest.fixture
+def line(s3_server: S3Server) -> Iterator[CuttableLine]:
+    with cuttable_line(s3_server.endpoint_url) as line:
+        yield line
+
+
+def test_a_start_without_its_store_goes_on_and_a_later_tick_keeps_the_promise(
+    sqlite_service: Service, s3_bucket: str, line: CuttableLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKUP_URL", f"s3://{s3_bucket}/far")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", line.url)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    clear_caches()
+    get_setup_service().open()
+    jane = sqlite_service.user(JANE)
+    _promise_only(LedgerKind.ERASE, _uid(jane))
+    line.hang_up()
+    get_setup_service().prepare()
+    SchedulerService()._tick_safely()
+    assert is_there(jane), "nobody could know of the promise"
+    line.is_open = True
+    SchedulerService()._tick_safely()
+    assert not is_there(jane)
+    assert [row.kind for row in _rows().values()] == [LedgerKind.ERASE]
+    # And once only: what was left for later is done.
+    line.hang_up()
+    get_setup_service().recover_if_due()

@@ -1,0 +1,88 @@
+"""An installation with several stores: folders that can go away and come back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backend.services.scheduler_service import SchedulerService
+from backend.services.setup_service import get_setup_service
+from tests.conftest import clear_caches
+
+NAMES = ("first", "second", "third")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of an installation's stores, the first one first."""
+
+    first: Path
+    copies: tuple[Path, ...]
+
+    @property
+    def second(self) -> Path:
+        return self.copies[0]
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (self.first, *self.copies)
+
+
+def use_stores(monkeypatch: pytest.MonkeyPatch, *urls: str | Path) -> None:
+    """Start again with these stores."""
+    monkeypatch.setenv("BACKUP_URL", ",".join(map(str, urls)))
+    clear_caches()
+    get_setup_service().open()
+
+
+def use_folders(monkeypatch: pytest.MonkeyPatch, parent: Path, count: int) -> Folders:
+    first, *copies = (parent / name for name in NAMES[:count])
+    use_stores(monkeypatch, first, *copies)
+    return Folders(first, tuple(copies))
+
+
+def objects(folder: Path) -> dict[str, bytes]:
+    """The plain files in a store, half-written ones too."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {
+        path.name: path.read_bytes() for path in found if path.is_file() and not path.is_symlink()
+    }
+
+
+def entries(folder: Path) -> set[str]:
+    """The ledger's entries in a store."""
+    return {name for name in objects(folder) if name.startswith("ledger-")}
+
+
+def are_alike(folders: Folders) -> bool:
+    """Whether all stores hold the same; a promise may be sealed twice, and so be spelled twice."""
+    first, *copies = (
+        {
+            name: b"" if name.startswith("ledger-") else data
+            for name, data in objects(folder).items()
+        }
+        for folder in folders.all
+    )
+    return all(copy == first for copy in copies)
+
+
+@contextmanager
+def away(folder: Path) -> Iterator[None]:
+    """Have a store away, as a disk that is not mounted: something else lies in its place."""
+    aside = folder.with_name(f"{folder.name}-aside")
+    if folder.exists():
+        folder.rename(aside)
+    folder.write_text("no folder")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        if aside.exists():
+            aside.rename(folder)
+
+
+def tick() -> None:
+    """Let the scheduler do what is due."""
+    SchedulerService()._tick_safely()
