@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 
-from backend.backup import swap
+from backend.backup import roles, swap
 from backend.backup.cluster import Cluster
 from backend.backup.pgbackrest import Pgbackrest
 from backend.backup.pgbackrest_stanza import Progress
@@ -67,13 +67,21 @@ class ClusterDatabase:
         stack = ExitStack()
         try:
             server = stack.enter_context(private_server(self._cluster, directory))
+            roles.carry_over(self._cluster, server)
+            built = make_engine(self._url_on(server).render_as_string(hide_password=False))
         except BaseException:
+            stack.close()
             self._cluster.clear_directory(directory)
             raise
-        url = server.url(str(self._live.url.database), self._cluster.superuser)
-        built = make_engine(url.render_as_string(hide_password=False))
         self._running[built] = (directory, server, stack)
         return built
+
+    def _url_on(self, server: PrivateServer) -> URL:
+        """As the service's own role: what migrations make there must be that role's, too."""
+        live = self._live.url
+        url = server.url(str(live.database), live.username or self._cluster.superuser)
+        options = live.query.get("options")
+        return url.update_query_dict({"options": options}) if options else url
 
     def check(self, built: Engine) -> None:
         """Raise unless it answers; pgBackRest has compared every file, and recovery every page."""
@@ -82,11 +90,20 @@ class ClusterDatabase:
 
     def swap(self, built: Engine, at: datetime) -> str:
         """Put the restored cluster in the place of the live one; see `backend.backup.swap`."""
-        directory, server, stack = self._running.pop(built)
+        directory, server, stack = self._running[built]
         built.dispose()
-        with stack:
-            server.stop()
-        return str(swap.swap(self._cluster, directory, at))
+        # Once more: somebody may have been shut out meanwhile.
+        roles.carry_over(self._cluster, server)
+        server.stop()
+        stack.close()
+        # From here on it may be the old cluster that lies in this directory.
+        del self._running[built]
+        try:
+            return str(swap.swap(self._cluster, directory, at))
+        except BaseException:
+            if not swap.is_unfinished(self._cluster):
+                self._cluster.clear_directory(directory)
+            raise
 
     def discard(self, built: Engine) -> None:
         """Stop the private server and remove its directory."""

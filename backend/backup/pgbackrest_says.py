@@ -131,6 +131,10 @@ def _require_sound(repository: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "the repository of pgBackRest cannot be opened: another passphrase, or damage"
         )
+    if "Permission denied" in status["message"]:
+        raise ConfigurationError(
+            "the owner of the cluster may not enter the repository of pgBackRest"
+        )
     raise UnavailableError("the repository of pgBackRest cannot be read")
 
 

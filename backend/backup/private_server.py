@@ -85,12 +85,13 @@ class PrivateServer:
 
     def __init__(self, data: Path, sockets: Path, process: "subprocess.Popen[bytes]") -> None:
         self.data = data
-        self._sockets = sockets
+        self.sockets = sockets
+        self.port = _PORT
         self._process = process
 
     def url(self, database: str, user: str) -> URL:
         """Return the address of a database for SQLAlchemy; no password is asked for."""
-        place = {"host": str(self._sockets), "port": _PORT}
+        place = {"host": str(self.sockets), "port": self.port}
         return URL.create("postgresql", username=user, database=database, query=place)
 
     def stop(self) -> None:

@@ -110,6 +110,11 @@ def recover(cluster: Cluster) -> int:
     return 1
 
 
+def is_unfinished(cluster: Cluster) -> bool:
+    """Whether there is a swap for `recover` to finish."""
+    return (cluster.private / _JOURNAL).exists()
+
+
 def sweep(cluster: Cluster) -> int:
     """
     Clear up after a killed process: an unfinished swap, restored directories, their servers.

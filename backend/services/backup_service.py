@@ -30,6 +30,7 @@ from backend.errors import (
     ConflictError,
     HoldfastError,
     RefusedError,
+    SchemaMismatchError,
     UnavailableError,
 )
 from backend.models import BackupRecord, BackupStatus
@@ -174,7 +175,7 @@ class BackupService:
         with exclusive():
             try:
                 manifest = get_catalogue_service().manifest(backup_id)
-            except BackupDamagedError as err:
+            except (BackupDamagedError, BackupKeyError, SchemaMismatchError) as err:
                 self._note_proof(backup_id, actor, err.code)
                 raise
             self._prove(manifest, actor, progress)
@@ -297,7 +298,8 @@ class BackupService:
 
     def _note_proof(self, backup_id: UUID, actor: Actor, failure: str | None) -> None:
         if failure:
-            log.error("backup_not_proven", backup=str(backup_id), code=failure)
+            tell = log.error if failure == BackupDamagedError.code else log.warning
+            tell("backup_not_proven", backup=str(backup_id), code=failure)
         with session_scope() as session:
             record = session.get(BackupRecord, backup_id)
             if record is None and failure is None:

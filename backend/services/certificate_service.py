@@ -24,8 +24,6 @@ from backend.settings import get_settings
 
 # How long a scan may take before its process is taken for dead: reading a table of 10**8 cells.
 SCAN_GIVEN_UP_AFTER: Final = timedelta(hours=1)
-# How long an erasure may take between its statement and its commit.
-_UNDER_WAY: Final = timedelta(hours=1)
 _NOT_FINISHED: Final = "not_finished"
 
 
@@ -77,6 +75,24 @@ class CertificateService:
             self.issue(session, record, None)
         return (record.certificate or "").encode()
 
+    def backups_there(self, session: Session) -> list[dict[str, Any]]:
+        """Name the backups that were made, or begun, until now."""
+        there = select(BackupRecord.id, BackupRecord.created_at).where(
+            BackupRecord.status != BackupStatus.FAILED
+        )
+        return [row._asdict() for row in session.execute(there.order_by(BackupRecord.created_at))]
+
+    def name_backups(self, record: ErasureRecord, backups: Sequence[dict[str, Any]]) -> None:
+        """Name in a statement further *backups*, which were begun before its act was committed."""
+        statement = orjson.loads(record.statement)
+        named = {each["id"] for each in statement["backups"]}
+        later = [each for each in backups if each["created_at"] >= record.erased_at]
+        if new := [each for each in later if str(each["id"]) not in named]:
+            days = timedelta(days=get_settings().backup_max_age_days)
+            statement["backups"] += new
+            statement["backups_expire_at"] = max(each["created_at"] for each in new) + days
+            record.statement = orjson.dumps(statement, option=orjson.OPT_UTC_Z).decode()
+
     def backup_gone(self, session: Session, backup_id: UUID, kept_aside: Sequence[datetime]) -> int:
         """
         Tell earlier dates in certificates that name a backup which is no more; return how many.
@@ -97,14 +113,6 @@ class CertificateService:
                 continue
             left = [each for each in statement["backups"] if each["id"] != name]
             held = [datetime.fromisoformat(each["created_at"]) for each in left]
-            # One that was begun while the erasure was under way may hold the person, unnamed.
-            held += session.scalars(
-                select(BackupRecord.created_at).where(
-                    BackupRecord.status != BackupStatus.FAILED,
-                    BackupRecord.created_at > record.erased_at,
-                    BackupRecord.created_at < record.erased_at + _UNDER_WAY,
-                )
-            )
             # A restore after the erasure keeps aside what was live then, without the person.
             held += [moment for moment in kept_aside if moment <= record.erased_at]
             last = max((moment + days for moment in held), default=now)

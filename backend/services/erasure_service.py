@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -22,8 +22,6 @@ from backend.db_utils import (
 from backend.errors import ConflictError, HoldfastError, StalePlanError
 from backend.models import (
     DATA_MAP,
-    BackupRecord,
-    BackupStatus,
     ErasureRecord,
     ErasureStatus,
     LedgerEntry,
@@ -171,9 +169,13 @@ class ErasureService:
         if erasure.words is None:
             return
         try:
+            with session_scope(read_only=True) as session:
+                # One that was begun before the act was committed may hold the person, too.
+                backups = get_certificate_service().backups_there(session)
             found = scan(get_engine(), DATA_MAP, erasure.words)
             with session_scope() as session:
                 record = session.get_one(ErasureRecord, erasure.erasure_id)
+                get_certificate_service().name_backups(record, backups)
                 status = get_certificate_service().issue(
                     session, record, found, sampled=erasure.sampled
                 )
@@ -342,7 +344,7 @@ def _statement(
     not_reached: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Say what was done, naming nobody: no reference either, which would tie two acts together."""
-    backups = _backups(session)
+    backups = get_certificate_service().backups_there(session)
     # One that is finished after a crash may find backups that were made since.
     last = max([entry.recorded_at, *(each["created_at"] for each in backups)])
     expires_at = last + timedelta(days=get_settings().backup_max_age_days)
@@ -362,14 +364,6 @@ def _statement(
         "backups": backups,
         "backups_expire_at": expires_at,
     }
-
-
-def _backups(session: Session) -> list[dict[str, Any]]:
-    """Name the backups that were made while the person was there."""
-    there = select(BackupRecord.id, BackupRecord.created_at).where(
-        BackupRecord.status != BackupStatus.FAILED
-    )
-    return [row._asdict() for row in session.execute(there.order_by(BackupRecord.created_at))]
 
 
 def _record(entry: LedgerEntry, status: ErasureStatus, statement: dict[str, Any]) -> ErasureRecord:

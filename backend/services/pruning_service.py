@@ -103,7 +103,8 @@ class PruningService:
         if until is not None and not datetime.now(UTC) < until <= latest:
             raise RefusedError(
                 "a backup is held until a time to come, and at most until "
-                f"{latest.isoformat(timespec='seconds')}: erased people were told that it ends then"
+                f"{latest.isoformat(timespec='seconds')}: erased people were told its end "
+                "(BACKUP_MAX_AGE_DAYS)"
             )
         record.held_until = until
         get_audit_service().record(session, "backup_held", actor, backup=backup_id, until=until)

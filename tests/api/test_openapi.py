@@ -234,7 +234,6 @@ def test_an_erasure_documents_its_queue_and_a_certificate_its_file(document: Doc
     assert set(certificate["409"]["content"]) == {PROBLEM}
 
 
-@pytest.mark.xfail(strict=True, reason="only some endpoints of backups document that it may be")
 def test_what_reaches_the_store_of_backups_documents_that_it_may_be_gone(
     document: Document,
 ) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import select, text, update
 
-from backend.backup.manifest import is_note, stored_ids
+from backend.backup.manifest import is_part, stored_ids
 from backend.db_utils import make_engine, session_scope
 from backend.models import BackupRecord, BackupStatus, Booking
 from backend.services.archive_service import get_archive_service
@@ -61,7 +61,7 @@ def leftovers(service: Service) -> list[str]:
     orphans = [
         name
         for name in objects
-        if not (name.split(".")[0] in whole or name.startswith("ledger-") or is_note(name))
+        if not (name.split(".")[0] in whole or name.startswith("ledger-") or not is_part(name))
     ]
     scratch = [path.name for path in service.folder.glob(".*")]
     return orphans + scratch + [name for name in databases(service) if _SCRATCH.search(name)]

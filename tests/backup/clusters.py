@@ -83,10 +83,10 @@ class Site:
         return self.sql("SELECT words FROM notes ORDER BY words").splitlines()
 
     def start(self) -> None:
-        self.cluster.start(RunOptions(str(_program("postgres")), log=str(self.folder / "log")))
+        self.cluster.start(RunOptions(str(program("postgres")), log=str(self.folder / "log")))
 
 
-def _program(name: str) -> Path:
+def program(name: str) -> Path:
     programs = postgres_programs()
     assert programs is not None
     return programs / name
@@ -146,7 +146,7 @@ def as_server(*command: str | Path) -> None:
 
 def initdb(data: Path) -> None:
     as_server(
-        _program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "--no-sync",
+        program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "--no-sync",
         "--wal-segsize=1", "--no-locale", "-E", "UTF8",
     )  # fmt: skip
     with (data / "postgresql.conf").open("a") as file:
@@ -173,9 +173,9 @@ def require_parts() -> None:
         pytest.skip("pgBackRest is not installed")
 
 
-@lru_cache(maxsize=1)
-def prepared_site() -> Site:
-    """A stopped site with a full, a differential and an incremental backup, to be copied."""
+@contextmanager
+def new_site() -> Iterator[Site]:
+    """Make a site with an empty cluster that runs until the block ends, and nothing more."""
     require_parts()
     folder = new_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -188,14 +188,21 @@ def prepared_site() -> Site:
         site.sql("UPDATE pg_database SET datistemplate = false")
         for template in ("template0", "template1"):
             site.sql(f"DROP DATABASE {template}")
+        yield site
+    finally:
+        site.cluster.stop()
+
+
+@lru_cache(maxsize=1)
+def prepared_site() -> Site:
+    """A stopped site with a full, a differential and an incremental backup, to be copied."""
+    with new_site() as site:
         site.backups.prepare()
         site.sql("CREATE TABLE notes (words text)")
         for kind in Kind:
             site.write(f"in {kind}")
             site.records[kind] = uuid4()
             site.labels[kind] = site.backups.create(kind, site.records[kind]).label
-    finally:
-        site.cluster.stop()
     return site
 
 
@@ -228,7 +235,7 @@ def running_copy() -> Iterator[Site]:
         # Nobody waits for the last WAL to be archived.
         stop = ["stop", "-s", "-m", "immediate", "-D", str(copy.cluster.data)]
         subprocess.run(
-            [_program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
+            [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
         )
         shutil.rmtree(copy.folder)
 

@@ -110,12 +110,11 @@ def record(backup_id: UUID) -> BackupRecord:
 
 
 def remove(backup_id: UUID) -> None:
-    with session_scope() as session:
-        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 def parts_of(backup_id: UUID, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from backend.services.setup_service import get_setup_service
 from tests.conftest import clear_caches
 
 OF_PEOPLE: Final = [mapped.name for mapped in DATA_MAP.of_people]
-_PATIENCE_SECONDS: Final = 10
+_PATIENCE_SECONDS: Final = 5
 
 
 def back_up() -> UUID:

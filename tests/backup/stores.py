@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from backend.db_utils import session_scope
+from backend.services.catalogue_service import get_catalogue_service
 from backend.services.scheduler_service import SchedulerService
 from backend.services.setup_service import get_setup_service
 from tests.conftest import clear_caches
@@ -86,3 +89,15 @@ def away(folder: Path) -> Iterator[None]:
 def tick() -> None:
     """Let the scheduler do what is due."""
     SchedulerService()._tick_safely()
+
+
+def ids_of(folder: Path) -> set[str]:
+    """The backups in a store."""
+    return {name.split(".")[0] for name in objects(folder) if name.endswith(".manifest.json")}
+
+
+def listed() -> list[UUID]:
+    """The backups as the service lists them; none may be wrong."""
+    with session_scope(read_only=True) as session:
+        assert get_catalogue_service().breaks(session) == []
+        return [record.id for record in get_catalogue_service().records(session)]

@@ -17,7 +17,7 @@ from backend.backup.archive import Stored, Written, decompress, read_archive, wr
 from backend.backup.storage import LocalStore
 from backend.crypto.files import HEADER_BYTES, KeyringLock, PayloadKey, Sealer
 from backend.crypto.keyring import Keyring, RootKey
-from backend.errors import BackupDamagedError, ConflictError, NotFoundError, TamperedError
+from backend.errors import BackupDamagedError, ConflictError, TamperedError
 
 KEYS: Final = Keyring(RootKey(bytes(range(32))))
 NOW: Final = datetime(2026, 3, 1, tzinfo=UTC)
@@ -141,9 +141,9 @@ def test_an_archive_is_never_written_over_another(store: LocalStore) -> None:
     assert _read(store, _stored(written), key) == b"first"
 
 
-def test_an_archive_that_is_not_there_is_not_found(store: LocalStore) -> None:
+def test_an_archive_that_is_not_there_is_damage_of_its_backup(store: LocalStore) -> None:
     written = _write(store, [b"data"], _key())
-    with pytest.raises(NotFoundError):
+    with pytest.raises(BackupDamagedError, match="missing"):
         _read(store, _stored(written, "b.hfb"), _key())
 
 

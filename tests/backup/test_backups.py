@@ -207,8 +207,7 @@ def test_over_http_a_backup_is_made_listed_proven_and_deleted(
 
 def test_a_deleted_backup_leaves_nothing_but_a_note(service: Service) -> None:
     first, second = _create(), _create()
-    with session_scope() as session:
-        get_pruning_service().delete(session, first.id, COMMAND_LINE)
+    get_pruning_service().delete(first.id, COMMAND_LINE)
     left = {name for name in _stored(service) if not name.startswith(str(second.id))}
     assert left == {f"{first.id}.gone.json"}
     assert [record.id for record in _listed()] == [second.id]
@@ -298,8 +297,7 @@ def test_the_maximum_age_is_a_setting(
 
 def _prune(*, days: int, dry_run: bool) -> list[UUID]:
     now = datetime.now(UTC) + timedelta(days=days)
-    with session_scope() as session:
-        verdicts = get_pruning_service().prune(session, COMMAND_LINE, dry_run=dry_run, now=now)
+    verdicts = get_pruning_service().prune(COMMAND_LINE, dry_run=dry_run, now=now)
     return [verdict.backup_id for verdict in verdicts if not verdict.keep]
 
 

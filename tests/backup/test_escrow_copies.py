@@ -129,7 +129,6 @@ def test_a_recipient_that_is_none_refuses_the_start_with_one_line(
     assert not (sqlite_service.folder / "backups").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the refusal names the file and not the setting")
 def test_the_refusal_of_a_recipient_names_the_setting(
     sqlite_service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

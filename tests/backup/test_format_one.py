@@ -27,7 +27,8 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
-from backend.services.restore_service import Restored, get_restore_service
+from backend.services.restore_service import get_restore_service
+from backend.services.restored import Restored
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
 from backend.services.setup_service import get_setup_service

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from backend.backup.manifest import Manifest, archive_name, header_name, manifest_name
 from backend.backup.storage import LocalStore
-from backend.db_utils import get_engine, session_scope
+from backend.db_utils import get_engine
 from backend.services import transfer_service
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
@@ -249,20 +249,15 @@ def test_a_damaged_manifest_does_not_keep_the_next_backup_from_being_made(
 def test_a_damaged_backup_can_be_deleted(sqlite_service: Service, put: Damage) -> None:
     backup_id, whole = create(), create()
     put(object_of(sqlite_service, backup_id, manifest_name))
-    with session_scope() as session:
-        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
     left = {path.name for path in (sqlite_service.folder / "backups").iterdir()} - {"elsewhere"}
     assert left == {name(str(whole)) for name in NAMES} | {f"{backup_id}.gone.json"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a folder cannot be unlinked, and is told as a store that fails"
-)
 def test_a_backup_with_a_folder_in_it_can_be_deleted(sqlite_service: Service) -> None:
     backup_id, _ = create(), create()
     _folder(object_of(sqlite_service, backup_id, manifest_name))
-    with session_scope() as session:
-        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
     assert str(backup_id) not in {str(record.id) for record in listed()}
 
 
@@ -273,7 +268,6 @@ def test_a_stray_file_in_the_store_hides_no_backup(sqlite_service: Service) -> N
     assert create()
 
 
-@pytest.mark.xfail(strict=True, reason="whatever claims keys is read outside of the suppression")
 def test_what_lies_in_the_place_of_a_manifest_does_not_stop_a_rotation(
     sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +282,6 @@ def test_what_lies_in_the_place_of_a_manifest_does_not_stop_a_rotation(
     assert get_archive_service().manifest(whole).key_id != before
 
 
-@pytest.mark.xfail(strict=True, reason="only damage does not end the round of proofs")
 def test_a_backup_that_cannot_be_proven_does_not_keep_others_from_it(
     sqlite_service: Service,
 ) -> None:
@@ -300,7 +293,6 @@ def test_a_backup_that_cannot_be_proven_does_not_keep_others_from_it(
     assert next(one for one in listed() if one.id == older).verified_at is not None
 
 
-@pytest.mark.xfail(strict=True, reason="what cannot be copied ends the whole copying")
 def test_what_cannot_be_copied_does_not_keep_other_objects_from_it(
     sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +307,6 @@ def test_what_cannot_be_copied_does_not_keep_other_objects_from_it(
     assert not (second / "0-stray").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a pipe blocks its reader; the others raise OSError")
 @pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
 def test_what_is_no_plain_file_does_not_stop_the_sweeping(tmp_path: Path, put: Damage) -> None:
     """It is done at every start."""

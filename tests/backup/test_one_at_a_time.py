@@ -1,6 +1,6 @@
 """One backup, proof or restore at a time: in threads, in processes, and on several machines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path

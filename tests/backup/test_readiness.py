@@ -105,15 +105,12 @@ def test_the_list_says_when_the_newest_proven_backup_was_made(
 # Addresses, rights and programs
 
 
-NOT_NAMED = pytest.mark.xfail(strict=True, reason="the refusal does not name the setting")
-
-
 @pytest.mark.parametrize(
     "url",
     [
         "ftp://host/backups",
-        pytest.param("s3://", marks=NOT_NAMED),
-        pytest.param("{good},s3:///prefix", marks=NOT_NAMED),
+        "s3://",
+        "{good},s3:///prefix",
         "{file}",
         "{file}/below",
         "{good},ftp://host",
@@ -132,7 +129,6 @@ def test_an_address_that_is_none_refuses_the_start_with_one_line(
     assert not (tmp_path / "good").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="each use of a folder looks again whether it may be one")
 @SQLITE
 def test_a_store_that_went_away_while_we_serve_is_not_available_now(
     client: TestClient, admin: Headers, service: Service
@@ -226,7 +222,6 @@ def test_a_store_without_rights_is_told_and_nothing_is_left(
     assert (kept.id, kept.status, kept.error) == (backup_id, BackupStatus.COMPLETE, None)
 
 
-@pytest.mark.xfail(strict=True, reason="the record says failed only if the store can be cleared")
 def test_a_backup_whose_store_went_away_says_so_at_once(sqlite_service: Service) -> None:
     folder = sqlite_service.folder / "backups"
 
@@ -300,7 +295,6 @@ def test_an_old_program_on_the_path_is_passed_over_for_a_newer_one(
     assert get_backup_service().verify(create(), COMMAND_LINE).verified_at is not None
 
 
-@pytest.mark.xfail(strict=True, reason="what cannot be run at all is not passed over")
 @POSTGRESQL
 def test_a_program_that_cannot_run_is_passed_over_too(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,11 +13,12 @@ from backend.crypto import keyring
 from backend.crypto.keyring import RootKey, parse_key
 from backend.db_utils import session_scope
 from backend.errors import HoldfastError
-from backend.models import BackupRecord, BackupStatus
+from backend.models import BackupStatus
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.consent_service import get_consent_service
+from backend.services.ledger_service import get_ledger_service
 from backend.services.pruning_service import get_pruning_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.setup_service import get_setup_service
@@ -32,18 +33,18 @@ from tests.backup.promises import (
     restore,
     wait_until,
 )
-from tests.backup.s3_server import REGION, CuttableLine, S3Server, cuttable_line
 from tests.backup.stores import (
     Folders,
     are_alike,
     away,
     entries,
+    ids_of,
+    listed,
     objects,
-    tick,
     use_folders,
     use_stores,
 )
-from tests.conftest import KEY, OTHER_KEY, Run, Service, clear_caches
+from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
 from tests.privacy.people import plant
 
 OLD_ID = RootKey(parse_key(KEY)).key_id.hex()
@@ -59,14 +60,7 @@ def folders(
 
 
 def _delete(backup_id: UUID) -> None:
-    with session_scope() as session:
-        get_pruning_service().delete(session, backup_id, COMMAND_LINE)
-
-
-def _listed() -> list[UUID]:
-    with session_scope(read_only=True) as session:
-        assert get_catalogue_service().breaks(session) == []
-        return [record.id for record in get_catalogue_service().records(session)]
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
 
 
 def test_a_backup_is_in_every_store_and_each_alone_restores_it(
@@ -87,6 +81,12 @@ def test_a_backup_is_in_every_store_and_each_alone_restores_it(
             assert restore(None, dry_run=True).reapplied.erasures == 1
 
 
+def _copy_beside_a_writer() -> None:
+    """Do what `BackupService.copy` does once it has cleared up, for which it would wait."""
+    with session_scope(read_only=True) as session:
+        get_store_service().sync(get_ledger_service().unfinished(session))
+
+
 def test_a_promise_is_in_every_store_once_it_is_made_and_not_before(
     folders: Folders,
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_promise_is_in_every_store_once_it_is_made_and_not_before(
             session, COMMAND_LINE, jane, purpose="marketing", granted=False, evidence="a form"
         )
         assert len(entries(folders.first)) == 1
-        get_backup_service().copy()
+        _copy_beside_a_writer()
         assert entries(folders.second) == set()
     wait_until(lambda: entries(folders.second) == entries(folders.first))
 
@@ -137,72 +137,6 @@ def test_what_was_taken_back_is_in_no_copy_until_the_next_start_has_settled_it(
     assert (has_consent(jane), entries(folders.second)) == (False, entries(folders.first))
 
 
-def test_while_a_copy_is_away_everything_goes_on_and_a_tick_makes_up_for_it(
-    folders: Folders,
-) -> None:
-    kept, gone = back_up(), back_up()
-    jane = plant("A").id
-    with away(folders.second):
-        erase(jane)
-        wait_until(get_store_service().sync_due.is_set)
-        tick()
-        assert get_store_service().sync_due.is_set(), "it is away still"
-    assert entries(folders.second) == set()
-    tick()
-    assert are_alike(folders)
-    assert not get_store_service().sync_due.is_set()
-    assert set(_listed()) == {kept, gone}
-
-
-def test_a_backup_that_is_made_while_a_copy_is_away_is_complete_and_copied_by_the_next_sync(
-    folders: Folders, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with away(folders.second):
-        backup_id = back_up()
-    assert _listed() == [backup_id]
-    assert objects(folders.second) == {}
-    assert "sync_failed" in capsys.readouterr().out
-    synced = run("backup", "sync", "--json").json
-    assert (synced["copied"], synced["removed"], synced["failed"]) == (3, 0, [])
-    assert are_alike(folders)
-    assert run("backup", "sync", "--json").json["copied"] == 0
-
-
-@pytest.mark.xfail(strict=True, reason="a sync that fails does not ask for another one")
-def test_a_backup_that_is_made_while_a_copy_is_away_is_copied_by_a_tick(folders: Folders) -> None:
-    with away(folders.second):
-        back_up()
-    tick()
-    assert are_alike(folders)
-
-
-@pytest.mark.xfail(strict=True, reason="what is due is forgotten with the process")
-def test_what_a_process_that_has_ended_could_not_copy_is_copied_by_the_next_one(
-    folders: Folders,
-) -> None:
-    jane = plant("A").id
-    with away(folders.second):
-        erase(jane)
-        wait_until(get_store_service().sync_due.is_set)
-    get_store_service.cache_clear()
-    get_setup_service().recover()
-    tick()
-    assert entries(folders.second) == entries(folders.first)
-
-
-@pytest.mark.xfail(strict=True, reason="all stores are opened before the first one is used")
-def test_a_backup_that_is_deleted_while_a_copy_is_away_does_not_come_back_with_it(
-    folders: Folders,
-) -> None:
-    gone, kept = back_up(), back_up()
-    with away(folders.second):
-        _delete(gone)
-    tick()
-    assert _listed() == [kept]
-    assert are_alike(folders)
-    assert not [name for name in objects(folders.second) if name.startswith(f"{gone}.hfb")]
-
-
 def test_a_lost_first_store_is_healed_by_a_copy_and_empties_none(folders: Folders) -> None:
     jane = plant("A").id
     backup_id = back_up()
@@ -210,15 +144,11 @@ def test_a_lost_first_store_is_healed_by_a_copy_and_empties_none(folders: Folder
     wait_until(lambda: are_alike(folders))
     before = objects(folders.second)
     shutil.rmtree(folders.first)
-    assert _ids_of(folders.first) == set()
+    assert ids_of(folders.first) == set()
     get_backup_service().copy()
     assert are_alike(folders)
     assert objects(folders.second) == before
-    assert _listed() == [backup_id]
-
-
-def _ids_of(folder: Path) -> set[str]:
-    return {name.split(".")[0] for name in objects(folder) if name.endswith(".manifest.json")}
+    assert listed() == [backup_id]
 
 
 def test_a_backup_that_is_made_after_the_first_store_was_lost_heals_it_too(
@@ -227,8 +157,8 @@ def test_a_backup_that_is_made_after_the_first_store_was_lost_heals_it_too(
     old = back_up()
     shutil.rmtree(folders.first)
     new = back_up()
-    assert _ids_of(folders.first) == _ids_of(folders.second) == {str(old), str(new)}
-    assert _listed() == [new, old]
+    assert ids_of(folders.first) == ids_of(folders.second) == {str(old), str(new)}
+    assert listed() == [new, old]
 
 
 def test_of_three_stores_any_one_heals_the_others(
@@ -239,7 +169,7 @@ def test_of_three_stores_any_one_heals_the_others(
     for lost in (folders.first, folders.second):
         shutil.rmtree(lost)
     get_backup_service().copy()
-    assert _listed() == [backup_id]
+    assert listed() == [backup_id]
     get_backup_service().copy()
     assert are_alike(folders)
 
@@ -249,11 +179,11 @@ def test_a_deleted_backup_does_not_come_back_with_an_old_copy(folders: Folders) 
     old = folders.second.with_name("old")
     shutil.copytree(folders.second, old)
     _delete(gone)
-    assert str(gone) not in _ids_of(folders.first) | _ids_of(folders.second)
+    assert str(gone) not in ids_of(folders.first) | ids_of(folders.second)
     shutil.rmtree(folders.second)
     old.rename(folders.second)
     synced = get_backup_service().copy()
-    assert (synced.removed, _listed()) == (1, [kept])
+    assert (synced.removed, listed()) == (1, [kept])
     assert are_alike(folders)
 
 
@@ -266,7 +196,7 @@ def test_a_store_that_is_named_twice_is_one(
     erase(plant("A").id)
     _delete(gone)
     synced = get_backup_service().copy()
-    assert (synced.copied, synced.failed, _listed()) == (0, [], [kept])
+    assert (synced.copied, synced.failed, listed()) == (0, [], [kept])
     assert len(entries(folder)) == 1
     assert not get_store_service().sync_due.is_set()
 
@@ -356,7 +286,7 @@ def _kill_a_sync(folders: Folders, commands: Commands) -> None:
         large.truncate(BIG_BYTES)
     killed = commands.kill("backup", "sync", at=lambda: list(folders.second.glob(".partial-*")))
     assert killed.killed
-    assert str(backup_id) not in _ids_of(folders.second)
+    assert str(backup_id) not in ids_of(folders.second)
 
 
 def test_a_sync_that_was_killed_half_way_goes_on(folders: Folders, commands: Commands) -> None:
@@ -364,7 +294,7 @@ def test_a_sync_that_was_killed_half_way_goes_on(folders: Folders, commands: Com
     assert get_backup_service().copy().failed == []
     for folder in folders.all:
         assert len([name for name in objects(folder) if not name.startswith(".")]) == 4
-    assert _ids_of(folders.second) == _ids_of(folders.first)
+    assert ids_of(folders.second) == ids_of(folders.first)
 
 
 @pytest.mark.xfail(strict=True, reason="only the first store is swept")
@@ -373,69 +303,3 @@ def test_what_a_killed_sync_left_in_a_copy_is_removed(folders: Folders, commands
     get_setup_service().recover()
     get_backup_service().copy()
     assert are_alike(folders)
-
-
-@pytest.fixture
-def line(s3_server: S3Server) -> Iterator[CuttableLine]:
-    with cuttable_line(s3_server.endpoint_url) as line:
-        yield line
-
-
-def test_a_bucket_far_away_holds_nobody_up_and_gets_its_copies_later(
-    sqlite_service: Service, tmp_path: Path, s3_bucket: str, line: CuttableLine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", line.url)
-    monkeypatch.setenv("AWS_REGION", REGION)
-    first, far = tmp_path / "first", f"s3://{s3_bucket}/far"
-    use_stores(monkeypatch, first, far)
-    gone, kept = back_up(), back_up()
-    line.hang_up()
-    _delete(gone)
-    erase(plant("A").id)
-    latest = back_up()
-    assert [record.id for record in _records()] == [latest, kept]
-    line.is_open = True
-    wait_until(get_store_service().sync_due.is_set)
-    tick()
-    assert not get_store_service().sync_due.is_set()
-    with using_store(far):
-        assert [record.id for record in _records()] == [latest, kept]
-        assert restore(latest, dry_run=True).backup_id == latest
-    assert not is_there(2)
-
-
-def _records() -> list[BackupRecord]:
-    with session_scope(read_only=True) as session:
-        return get_catalogue_service().records(session)
-
-
-@pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket at an address where nobody listens."""
-    pytest.importorskip("boto3", reason="boto3 is not installed: see requirements-parts.txt")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
-        monkeypatch.setenv(name, "nobody")
-    return "s3://nowhere/at-all"
-
-
-@pytest.mark.xfail(strict=True, reason="it ends with 0 and only lists the store under `failed`")
-def test_over_the_command_line_a_sync_that_reached_not_all_stores_ends_with_an_error(
-    folders: Folders, run: Run, nowhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BACKUP_URL", f"{folders.first},{nowhere},{folders.second}")
-    assert run("backup", "create").code == 0, "it is made and lies in the first store"
-    synced = run("backup", "sync")
-    assert (nowhere in synced.out + synced.err, _ids_of(folders.second)) == (
-        True, _ids_of(folders.first),
-    )  # fmt: skip
-    assert synced.code == 1
-
-
-@pytest.mark.xfail(strict=True, reason="a folder that cannot be one is taken for a wrong setting")
-def test_a_copy_that_is_away_keeps_nobody_from_starting(folders: Folders, run: Run) -> None:
-    backup_id = back_up()
-    with away(folders.second):
-        get_setup_service().prepare()
-        assert run("backup", "restore", str(backup_id), "--confirm").code == 0

@@ -1,0 +1,125 @@
+"""Installations whose backups pgBackRest makes, each on a real cluster of its own, quick to copy."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select, update
+
+from backend.backup.pgbackrest_says import Kind
+from backend.db_utils import dispose_engine, session_scope
+from backend.models import Booking, User
+from backend.services.audit_service import COMMAND_LINE
+from backend.services.auth_service import get_auth_service
+from backend.services.backup_service import get_backup_service
+from backend.services.retention_service import get_retention_service
+from backend.services.sample_service import get_sample_service
+from backend.services.setup_service import get_setup_service
+from tests.backup.clusters import (
+    SERVER_USER,
+    Site,
+    configure,
+    new_folder,
+    new_site,
+    program,
+    site_in,
+)
+from tests.conftest import ADMIN, PASSWORD, clear_caches, set_environment
+
+DATABASE: Final = "holdfast"
+ROLE: Final = "service"
+BOOKINGS: Final = 20
+
+
+@dataclass
+class Installation:
+    """A service and its cluster; the bookings in each backup are of the hotel `in KIND`."""
+
+    site: Site
+    backups: dict[Kind, UUID] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Its `DATA_DIR`."""
+        return self.site.folder / "service"
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{ROLE}@/{DATABASE}?host={self.site.folder}"
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process be the installation's."""
+        set_environment(monkeypatch, self.folder, self.url)
+        monkeypatch.setenv("BACKUP_ENGINE", "pgbackrest")
+        monkeypatch.setenv("PGBACKREST_CLUSTER", str(self.site.cluster.data))
+        monkeypatch.setenv("PGBACKREST_REPOSITORY", str(self.site.repository))
+        clear_caches()
+
+
+def rename(hotel: str) -> None:
+    with session_scope() as session:
+        session.execute(update(Booking).values(hotel=hotel))
+
+
+def hotels() -> set[str]:
+    """One name, in a database that is old or new as a whole."""
+    with session_scope(read_only=True) as session:
+        return set(session.scalars(select(Booking.hotel)))
+
+
+@lru_cache(maxsize=1)
+def prepared_installation() -> Installation:
+    """A stopped installation with a full, a differential and an incremental backup, to be copied."""
+    with new_site() as site, pytest.MonkeyPatch.context() as monkeypatch:
+        made = Installation(site)
+        site.sql(f"CREATE ROLE {ROLE} LOGIN")
+        site.sql(f"CREATE DATABASE {DATABASE} TEMPLATE postgres OWNER {ROLE}")
+        made.folder.mkdir(mode=0o700)
+        made.enter(monkeypatch)
+        get_setup_service().prepare()
+        with session_scope() as session:
+            get_auth_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
+            session.get_one(User, 1).tokens_valid_after = None
+            get_sample_service().load(session, COMMAND_LINE, count=BOOKINGS, guests=5)
+            # A restore would do it, and with numbers that nobody can foresee.
+            get_retention_service().apply(session, COMMAND_LINE, dry_run=False)
+        for kind in Kind:
+            rename(f"in {kind}")
+            made.backups[kind] = get_backup_service().create(COMMAND_LINE, kind, kind=kind).id
+        rename("live")
+        dispose_engine()
+    clear_caches()
+    return made
+
+
+@contextmanager
+def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    """Run a copy of the prepared installation, which this process then is."""
+    prepared, folder = prepared_installation(), new_folder()
+    folder.rmdir()
+    subprocess.run(
+        ["cp", "-a", prepared.site.folder, folder], check=True
+    )
+    copy = Installation(site_in(folder), prepared.backups)
+    configure(copy.site)
+    copy.enter(monkeypatch)
+    copy.site.start()
+    try:
+        get_setup_service().open()
+        yield copy
+    finally:
+        dispose_engine()
+        clear_caches()
+        # Nobody waits for the last WAL to be archived.
+        stop = ["stop", "-s", "-m", "immediate", "-D", str(copy.site.cluster.data)]
+        subprocess.run(
+            [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
+        )
+        shutil.rmtree(copy.site.folder)
