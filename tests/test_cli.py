@@ -190,7 +190,8 @@ def test_backups_are_made_proven_listed_restored_and_expire(run: Run, service: S
     assert run("backup", "restore", made["id"], "--dry-run").code == 0
     assert run("backup", "restore", made["id"], "--confirm").code == 0
     assert run("backup", "restore", "../../etc/passwd", "--confirm").code == 2
-    assert run("backup", "prune").out == "none\n"
+    (verdict,) = run("backup", "prune", "--json").json["items"]
+    assert (verdict["verdict"], verdict["why"]) == ("kept", "the last good one")
 
 
 def test_keys_status_counts_what_each_key_protects(run: Run, service: Service) -> None:

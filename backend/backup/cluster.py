@@ -117,7 +117,11 @@ class Cluster:
     @property
     def system_id(self) -> str:
         """The number that tells this cluster from every other, through backups and restores."""
-        return self.control()["Database system identifier"]
+        return self.system_id_of(self.data)
+
+    def system_id_of(self, data: Path) -> str:
+        """Read it from this or another data directory; see `control`."""
+        return self.control(data)["Database system identifier"]
 
     def start(self, options: RunOptions) -> None:
         """

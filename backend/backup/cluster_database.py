@@ -5,8 +5,10 @@ What a restore does to a database that was rebuilt from a dump, it does to this 
 means; only building it and putting it in place are different.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +21,7 @@ from backend.backup.pgbackrest_stanza import Progress
 from backend.backup.postgres import PostgresDatabase
 from backend.backup.private_server import PrivateServer, private_server
 from backend.db_utils import make_engine
-from backend.errors import BackupDamagedError
+from backend.errors import BackupDamagedError, NotFoundError
 
 
 class ClusterDatabase:
@@ -27,11 +29,18 @@ class ClusterDatabase:
 
     engine_name: Final = "pgbackrest"
 
-    def __init__(self, live: Engine, cluster: Cluster, repository: Pgbackrest) -> None:
+    def __init__(
+        self, live: Engine, cluster: Cluster, repository: Callable[[], Pgbackrest]
+    ) -> None:
         self._live = live
         self._cluster = cluster
-        self.repository = repository
+        self._open_repository = repository
         self._running: dict[Engine, tuple[Path, PrivateServer, ExitStack]] = {}
+
+    @cached_property
+    def repository(self) -> Pgbackrest:
+        """Opened where it is needed: what lies beside the cluster can be seen without its key."""
+        return self._open_repository()
 
     def lock(self) -> AbstractContextManager[None]:
         """See `Database`."""
@@ -51,11 +60,29 @@ class ClusterDatabase:
             BackupDamagedError: It is not the backup of the record, or does not recover.
             RefusedError: It cannot reach *target_time*.
         """
-        if self.repository.digest(label) != digest:
-            raise BackupDamagedError("the repository's backup is not the one of our record")
+        self._require(label, digest)
         into = self._cluster.new_directory()
         self.repository.restore(label, into, target_time=target_time, progress=progress)
         return self._run(into)
+
+    def read_through(self, label: str, digest: str) -> None:
+        """
+        Read every file of a backup, and the WAL that it needs.
+
+        Raises:
+            BackupDamagedError: It is not the backup of the record, or something of it is missing.
+        """
+        self._require(label, digest)
+        self.repository.verify(label)
+
+    def _require(self, label: str, digest: str) -> None:
+        """Make sure that what lies under *label* is what our record was signed for."""
+        try:
+            found = self.repository.digest(label)
+        except NotFoundError:
+            raise BackupDamagedError("the repository does not have the backup any more") from None
+        if found != digest:
+            raise BackupDamagedError("the repository's backup is not the one of our record")
 
     def reopen(self, moment: datetime) -> Engine:
         """Run a server on a copy of what a swap at *moment* kept aside."""

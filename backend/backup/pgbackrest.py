@@ -58,6 +58,9 @@ class Pgbackrest:
             UnavailableError: pgBackRest is missing, the server is down, or WAL does not arrive.
         """
         require_swappable(self._cluster)
+        if self._stanza.is_configured_by_us:
+            # Where we were killed as we removed the only backup, archiving is still stopped.
+            self._stanza.run("start")
         self._stanza.run("stanza-create", *self._server())
         self._archive_all()
         self.sets()
@@ -182,23 +185,35 @@ class Pgbackrest:
 
         Raises:
             NotFoundError: No such backup.
-            ConflictError: Others build on it, or it is the only full one.
+            ConflictError: Others build on it.
         """
         found, others = self.get(label), [s for s in self.sets() if s.label != label]
         others = [other for other in others if other.repository == found.repository]
         if any(label in other.references for other in others):
             raise ConflictError(f"other backups build on {label}: remove them first")
-        full = sum(other.kind is Kind.FULL for other in others)
-        if not full:
-            raise ConflictError(f"{label} is the only full backup: make another one first")
-        # Left to itself, pgBackRest keeps the WAL of what was removed for good.
-        archive = f"--repo{found.repository}-retention-archive"
-        self._stanza.run(
-            "expire", f"--repo={found.repository}", f"--set={label}",
-            f"{archive}={full}", f"{archive}-type=full",
-        )  # fmt: skip
+        if others:
+            full = sum(other.kind is Kind.FULL for other in others)
+            # Left to itself, pgBackRest keeps the WAL of what was removed for good.
+            archive = f"--repo{found.repository}-retention-archive"
+            self._stanza.run(
+                "expire", f"--repo={found.repository}", f"--set={label}",
+                f"{archive}={full}", f"{archive}-type=full",
+            )  # fmt: skip
+        else:
+            self._empty(found.repository)
         if any(stored.label == label for stored in self.sets()):
             raise UnavailableError(f"pgBackRest did not remove {label}")
+
+    def _empty(self, repository: int) -> None:
+        """Remove all: pgBackRest lets go of its only full backup in no other way."""
+        self._stanza.run("stop")
+        try:
+            self._stanza.run("stanza-delete", f"--repo={repository}", "--force")
+        finally:
+            self._stanza.run("start")
+        if self._cluster.postmaster() is not None:
+            # Until there is a stanza, the server keeps all of its WAL.
+            self._stanza.run("stanza-create", *self._server())
 
     def _choose(self, label: str | None, target: datetime | None, now: datetime) -> BackupSet:
         if target is not None and (target.tzinfo is None or target > now):

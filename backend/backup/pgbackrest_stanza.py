@@ -41,7 +41,6 @@ class Stanza:
         repository: A folder of our own, for which everything is configured here; or
         config: the operator's configuration, which says everything (also S3 and other hosts); if
             it names no cipher, cipher and passphrase are added to it.
-        options: Further global options for a repository of our own, such as `process-max`.
 
     Raises:
         ConfigurationError: Neither or both of them, or a passphrase or name of another form.
@@ -55,7 +54,6 @@ class Stanza:
         *,
         repository: Path | None = None,
         config: Path | None = None,
-        options: Mapping[str, str] | None = None,
     ) -> None:
         if (repository is None) == (config is None):
             raise ConfigurationError("pgBackRest needs either a repository or a configuration")
@@ -66,7 +64,7 @@ class Stanza:
         self.name = name
         self._cluster, self._passphrase = cluster, passphrase
         self._repository = repository and repository.absolute()
-        self._config, self._options = config and config.absolute(), dict(options or {})
+        self._config = config and config.absolute()
         self._folder = cluster.private / "pgbackrest"
         self._version: tuple[int, int] | None = None
 
@@ -174,10 +172,11 @@ class Stanza:
             "compress-type": "zst",
             "compress-level": "3",
             "start-fast": "y",
+            # It would wait 15 s before it reads the same damaged file again.
+            "job-retry": "0",
             "log-level-file": "off",
             "lock-path": str(work / "lock"),
             "spool-path": str(work / "spool"),
-            **self._options,
         }
         stanza = {"pg1-path": str(self._cluster.data), "pg1-user": self._cluster.superuser}
         return _spell({"global": options, self.name: stanza})

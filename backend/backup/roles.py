@@ -29,6 +29,7 @@ BEGIN
         JOIN pg_roles r ON r.oid = a.roleid
         JOIN pg_roles m ON m.oid = a.member
         LEFT JOIN pg_roles g ON g.oid = a.grantor
+        WHERE m.rolname !~ '^pg_'
     LOOP
         IF current_setting('server_version_num')::int < 160000 OR found.grantor IS NULL THEN
             EXECUTE format('REVOKE %I FROM %I', found.role, found.member);
@@ -53,8 +54,9 @@ def carry_over(cluster: Cluster, server: PrivateServer) -> None:
     """
     Give the restored cluster on *server* the roles that the live one has now.
 
-    One that the live cluster does not have any more stays, without any right. The passwords'
-    digests pass through a file that the owner of the cluster alone may read, and that is removed.
+    One that the live cluster does not have any more stays, without any right; but on a new machine
+    roles of the backup that are not there yet stay as they were. The passwords' digests pass
+    through a file that the owner of the cluster alone may read, and that is removed.
 
     Raises:
         UnavailableError: The live server does not run, or one of them refuses.
@@ -69,8 +71,10 @@ def carry_over(cluster: Cluster, server: PrivateServer) -> None:
     )
     if dumped.code != 0:
         raise UnavailableError(f"the roles cannot be read: {dumped.said()}")
+    is_same = cluster.system_id_of(server.data) == cluster.system_id
+    words = _CREATE.sub(_create_if_missing, dumped.output)
     script = server.sockets / f"roles-{secrets.token_hex(4)}"
-    cluster.account.write(script, _SHUT_OUT_ALL + _CREATE.sub(_create_if_missing, dumped.output))
+    cluster.account.write(script, (_SHUT_OUT_ALL if is_same else b"") + words)
     try:
         # Terse, for PostgreSQL would quote the statement that it cannot read.
         psql = [cluster.program("psql"), "-Xqw", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=terse"]

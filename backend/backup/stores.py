@@ -37,7 +37,7 @@ def open_store(address: StoreAddress) -> Store:
 @lru_cache(maxsize=8)
 def _bucket(address: StoreAddress) -> Store:
     # Late: most stores are folders.
-    from backend.backup.s3 import S3Store
+    from backend.backup.s3.store import S3Store
 
     days = timedelta(days=address.lock_days)
     return S3Store(

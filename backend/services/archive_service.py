@@ -109,8 +109,8 @@ class ArchiveService:
             BackupKeyError: Its key is not configured.
         """
         if manifest.engine == cluster_service.ENGINE:
-            repository = get_cluster_service().database().repository
-            repository.verify(manifest.repository_label or "")
+            cluster = get_cluster_service().database()
+            cluster.read_through(manifest.repository_label or "", manifest.sha256)
             return
         with Path(os.devnull).open("wb") as nowhere, as_damage():
             self._fill(nowhere, manifest, self.key(manifest)[0], progress)

@@ -45,7 +45,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
 from backend.services.certificate_service import get_certificate_service
-from backend.services.cluster_service import is_used
+from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.dump_service import get_dump_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.store_service import Synced, get_store_service, signer, store
@@ -97,6 +97,7 @@ class BackupService:
             raise RefusedError("every backup is full: only BACKUP_ENGINE=pgbackrest makes others")
         with exclusive():
             _fail_abandoned()
+            _drop_failed()
             record = self._begin(label)
             begun(record)
             try:
@@ -239,6 +240,7 @@ class BackupService:
         # A process that was killed a moment ago may still have one that ends by itself.
         with suppress(ConflictError), exclusive(_RECOVER_WAIT_SECONDS):
             left = store().sweep() + sum(each.sweep() for each in databases()) + _fail_abandoned()
+            _drop_failed()
             left += finish_deletions(store(), gone_ids(store(), signer))
             get_catalogue_service().adopt()
             self._forget_gone()
@@ -286,6 +288,8 @@ class BackupService:
             get_audit_service().record(
                 session, "backup_created", actor, outcome=code, backup=backup_id
             )
+        with suppress(HoldfastError, SQLAlchemyError):
+            _drop_failed()
 
     def _prove(self, manifest: Manifest, actor: Actor, progress: Progress = ignore) -> None:
         try:
@@ -350,6 +354,18 @@ def _fail_abandoned() -> int:
                 delete_backup(store(), str(record.id))
                 record.status, record.error = BackupStatus.FAILED, "interrupted"
     return len(records)
+
+
+def _drop_failed() -> None:
+    """Remove from pgBackRest's repository what it stored for backups that failed afterwards."""
+    if not is_used():
+        return
+    with session_scope(read_only=True) as session:
+        of_failed = select(BackupRecord.id).where(BackupRecord.status == BackupStatus.FAILED)
+        failed = set(map(str, session.scalars(of_failed)))
+    # Not of one that has a manifest: with the right key, say, it is a backup.
+    if failed := failed - set(stored_ids(store())):
+        get_cluster_service().drop_failed(failed)
 
 
 def _code(err: BaseException) -> str:

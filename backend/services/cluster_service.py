@@ -21,7 +21,7 @@ from backend.crypto.files import Sealer
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import Scope
 from backend.db_utils import get_engine
-from backend.errors import ConfigurationError, ConflictError, NotFoundError
+from backend.errors import ConfigurationError, ConflictError, HoldfastError, NotFoundError
 from backend.models import BackupRecord
 from backend.services.encryption_service import get_encryption_service
 from backend.services.schema_service import get_schema_service
@@ -46,7 +46,11 @@ class ClusterService:
         Raises:
             ConfigurationError: It is none, or this process may not drive it.
         """
-        settings, cluster = get_settings(), _cluster()
+        cluster = _cluster()
+        return ClusterDatabase(get_engine(), cluster, lambda: self._repository_of(cluster))
+
+    def _repository_of(self, cluster: Cluster) -> Pgbackrest:
+        settings = get_settings()
         stanza = Stanza(
             cluster,
             settings.pgbackrest_stanza,
@@ -54,7 +58,7 @@ class ClusterService:
             repository=None if settings.pgbackrest_config else _repository(),
             config=settings.pgbackrest_config,
         )
-        return ClusterDatabase(get_engine(), cluster, Pgbackrest(cluster, stanza))
+        return Pgbackrest(cluster, stanza)
 
     def write(
         self,
@@ -103,23 +107,28 @@ class ClusterService:
         write_manifest(store(), manifest, signer(key_id))
         return manifest
 
-    def delete(self, manifest: Manifest) -> None:
+    def delete(self, backup_id: str) -> None:
         """
         Remove a backup from the repository; one that is gone already is no error.
 
         Raises:
             ConflictError: Others build on it.
         """
-        try:
-            self.database().repository.expire(manifest.repository_label or "")
-        except NotFoundError:
-            return
+        self._expire({backup_id})
 
-    def drop_failed(self, backup_id: str) -> None:
-        """Remove what pgBackRest stored for a record that failed afterwards."""
+    def drop_failed(self, backup_ids: set[str]) -> None:
+        """Remove what pgBackRest stored for backups that failed afterwards, if nothing needs it."""
+        try:
+            self._expire(backup_ids)
+        except HoldfastError as err:
+            # The next backup tries again.
+            log.warning("failed_backup_not_removed", code=err.code)
+
+    def _expire(self, backup_ids: set[str]) -> None:
         repository = self.database().repository
-        for found in repository.sets():
-            if str(found.record) == backup_id:
+        # Newest first: a later one may build on an earlier one.
+        for found in reversed(repository.sets()):
+            if str(found.record) in backup_ids:
                 repository.expire(found.label)
 
     def reseal(self) -> None:

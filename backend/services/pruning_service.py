@@ -21,6 +21,7 @@ from backend.errors import (
     HoldfastError,
     NotFoundError,
     RefusedError,
+    SchemaMismatchError,
 )
 from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import (
@@ -33,7 +34,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.certificate_service import get_certificate_service
-from backend.services.cluster_service import get_cluster_service
+from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.store_service import get_store_service, store
 from backend.settings import get_settings
 
@@ -185,10 +186,12 @@ def _remove_all(backup_ids: list[UUID]) -> tuple[list[UUID], HoldfastError | Non
 
 
 def _remove_objects(backup_id: UUID) -> None:
-    with suppress(NotFoundError, BackupDamagedError, BackupKeyError):
+    in_repository = is_used()
+    with suppress(NotFoundError, BackupDamagedError, BackupKeyError, SchemaMismatchError):
         manifest = get_archive_service().manifest(backup_id)
-        if manifest.repository_label is not None:
-            get_cluster_service().delete(manifest)
+        in_repository = manifest.repository_label is not None
+    if in_repository:
+        get_cluster_service().delete(str(backup_id))
     get_store_service().remove_backup(str(backup_id))
 
 

@@ -316,6 +316,9 @@ def _recorded(
     done: list[Restored] = []
     try:
         yield done.append
+    except NotFoundError:
+        # Nothing was tried.
+        raise
     except (HoldfastError, SQLAlchemyError) as err:
         code = err.code if isinstance(err, HoldfastError) else type(err).__name__
         with suppress(SQLAlchemyError, UnavailableError):

@@ -103,6 +103,7 @@ TABLE: Final[dict[Route, tuple[Who, Arguments]]] = {
         Who.ADMIN,
         lambda world: {"json": {"backup_id": world.backup, "dry_run": True}},
     ),
+    ("PUT", "/security/backup/{backup_id}/hold"): (Who.ADMIN, _json(until=None)),
     ("DELETE", "/security/backup/{backup_id}"): (Who.ADMIN, _nothing),
     # Not an export of ours, which is refused with 422 after the question who asks.
     ("POST", "/security/data/import"): (Who.ADMIN, _json(export={})),
@@ -144,6 +145,9 @@ def world(client: TestClient, service: Service, admin: dict[str, str]) -> World:
         json={"scope": "data_type", "data_type": "payment", "reason": "claim"},
         headers=admin,
     ).json()["id"]
+    # Two, and one of them proven, so that the other one may be deleted.
+    proven = client.post("/security/backup/create", headers=admin).json()["id"]
+    client.post(f"/security/backup/{proven}/verify", headers=admin)
     backup = client.post("/security/backup/create", headers=admin).json()["id"]
     return World(person, hold, backup, erased["erasure_id"])
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -61,10 +61,18 @@ def leftovers(service: Service) -> list[str]:
     orphans = [
         name
         for name in objects
-        if not (name.split(".")[0] in whole or name.startswith("ledger-") or not is_part(name))
+        if name.startswith(".") or (is_part(name) and name.split(".")[0] not in whole)
     ]
     scratch = [path.name for path in service.folder.glob(".*")]
     return orphans + scratch + [name for name in databases(service) if _SCRATCH.search(name)]
+
+
+def while_it_is_built(service: Service) -> dict[str, Any]:
+    """How to kill a command that builds a database beside the live one, while it does."""
+    if service.engine == "sqlite":
+        return {"at": lambda: leftovers(service)}
+    # The new database is there, and a program is started to fill it.
+    return {"at_path": ("CREATE", "fork_exec")}
 
 
 def start_again(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Installations whose backups pgBackRest makes, each on a real cluster of its own, quick to copy."""
+"""Installations whose backups pgBackRest makes, each on a real cluster, quick to copy."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ from tests.backup.clusters import (
     program,
     site_in,
 )
-from tests.conftest import ADMIN, PASSWORD, clear_caches, set_environment
+from tests.conftest import ADMIN, PASSWORD, Service, clear_caches, set_environment
 
 DATABASE: Final = "holdfast"
 ROLE: Final = "service"
@@ -76,10 +76,11 @@ def hotels() -> set[str]:
 
 @lru_cache(maxsize=1)
 def prepared_installation() -> Installation:
-    """A stopped installation with a full, a differential and an incremental backup, to be copied."""
+    """A stopped installation with a backup of each kind, to be copied."""
     with new_site() as site, pytest.MonkeyPatch.context() as monkeypatch:
         made = Installation(site)
         site.sql(f"CREATE ROLE {ROLE} LOGIN")
+        site.sql("CREATE ROLE leaver LOGIN SUPERUSER PASSWORD 'leaver-of-tests'")
         site.sql(f"CREATE DATABASE {DATABASE} TEMPLATE postgres OWNER {ROLE}")
         made.folder.mkdir(mode=0o700)
         made.enter(monkeypatch)
@@ -94,6 +95,8 @@ def prepared_installation() -> Installation:
             rename(f"in {kind}")
             made.backups[kind] = get_backup_service().create(COMMAND_LINE, kind, kind=kind).id
         rename("live")
+        # What the backups know, and the cluster does not any more.
+        site.sql("DROP ROLE leaver")
         dispose_engine()
     clear_caches()
     return made
@@ -104,9 +107,7 @@ def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installati
     """Run a copy of the prepared installation, which this process then is."""
     prepared, folder = prepared_installation(), new_folder()
     folder.rmdir()
-    subprocess.run(
-        ["cp", "-a", prepared.site.folder, folder], check=True
-    )
+    subprocess.run(["cp", "-a", prepared.site.folder, folder], check=True)
     copy = Installation(site_in(folder), prepared.backups)
     configure(copy.site)
     copy.enter(monkeypatch)
@@ -123,3 +124,16 @@ def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installati
             [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
         )
         shutil.rmtree(copy.site.folder)
+
+
+@pytest.fixture
+def installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    """An installation of the test's own, running."""
+    with running_installation(monkeypatch) as copy:
+        yield copy
+
+
+@pytest.fixture
+def service(installation: Installation) -> Service:
+    """The same, for what asks for any service."""
+    return Service(installation.folder, "postgresql", installation.url)

@@ -32,8 +32,6 @@ OTHER_PASSPHRASE: Final = "another-one-of-tests-0123456789abcdef"
 STANZA: Final = "holdfast"
 _NOBODY: Final = 65534
 _ROOM_BYTES: Final = 2 * 1024**3
-# No second attempt at what is damaged: pgBackRest waits 15 s between them.
-_OPTIONS: Final = {"job-retry": "0"}
 _SETTINGS: Final = """
 listen_addresses = ''
 unix_socket_directories = '{folder}'
@@ -156,7 +154,7 @@ def initdb(data: Path) -> None:
 def site_in(folder: Path, passphrase: str = PASSPHRASE) -> Site:
     """Return the site that lies in *folder*."""
     cluster = Cluster(folder / "data")
-    stanza = Stanza(cluster, STANZA, passphrase, repository=folder / "repository", options=_OPTIONS)
+    stanza = Stanza(cluster, STANZA, passphrase, repository=folder / "repository")
     return Site(folder, cluster, stanza)
 
 

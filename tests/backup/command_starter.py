@@ -25,29 +25,27 @@ _CALLS: Final = frozenset({
 })  # fmt: skip
 # PostgreSQL's driver is not Python that can be watched; who calls it is. A statement is called by
 # its first word.
-_FUNCTIONS: Final = frozenset({"do_execute", "do_commit", "do_rollback"})
+_FUNCTIONS: Final = frozenset({"do_execute", "do_commit", "do_rollback", "__call__"})
 # Called for each page that a swap of SQLite's copies: nothing else happens between the two ends.
 _PAGE: Final = "_Keeper.__call__"
 
 
-class Ending:
+class Acts:
+    """The acts of this process, so far."""
+
+    number = 0
+
+
+def watch(acts: Acts, at_act: int, at_path: list[str]) -> None:
     """
-    Counts the acts of this process, and ends it before one of them.
+    Count the acts of this process, and end it before one of them.
 
     Args:
-        number: Which act to end before; 0 for none.
-        path: Or acts that come one after the other: end before the last one of them.
+        at_act: Which; 0 for none.
+        at_path: Or acts that come one after the other: end before the last one of them.
     """
 
-    def __init__(self, number: int, path: list[str]) -> None:
-        self.acts = 0
-        self._number, self._path = number, path
-
-    def watch(self) -> None:
-        threading.setprofile(self)
-        sys.setprofile(self)
-
-    def __call__(self, frame: FrameType, event: str, called: Any) -> None:
+    def look(frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call":
             name = getattr(called, "__name__", "")
             if name not in _CALLS:
@@ -56,17 +54,22 @@ class Ending:
             name = frame.f_code.co_name
             if name == "do_execute":
                 name = frame.f_locals["statement"].split()[0]
-        elif event == "call" and frame.f_code.co_qualname == _PAGE:
-            name = "page"
+            elif name == "__call__":
+                if frame.f_code.co_qualname != _PAGE:
+                    return
+                name = "page"
         else:
             return
-        self.acts += 1
-        if self._path and self._path[0] == name:
-            self._path.pop(0)
-            if not self._path:
-                self._number = self.acts
-        if self.acts == self._number:
+        acts.number += 1
+        reached = acts.number == at_act
+        if at_path and at_path[0] == name:
+            at_path.pop(0)
+            reached = not at_path
+        if reached:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.setprofile(look)
+    sys.setprofile(look)
 
 
 def run(command: dict[str, Any]) -> int:
@@ -75,18 +78,18 @@ def run(command: dict[str, Any]) -> int:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.environ.update(command["environment"])
-    if command["carried"]:
-        transfer_service.SMALL_BYTES = 0  # type: ignore[misc] # a test's threshold
+    if command["carried"] is not None:
+        transfer_service.SMALL_BYTES = 0 if command["carried"] else 1 << 40  # type: ignore[misc] # a test's threshold
     sys.argv = ["db_cli.py", *command["arguments"]]
-    ending = Ending(command["at_act"], command["at_path"])
+    acts = Acts()
     if command["watched"]:
-        ending.watch()
+        watch(acts, command["at_act"], command["at_path"])
     try:
         code = db_cli.main()
     except SystemExit as end:
         code = int(end.code or 0)
     sys.setprofile(None)
-    say(f"acts: {ending.acts}")
+    say(f"acts: {acts.number}")
     return code
 
 

@@ -17,8 +17,9 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WORKER: Final = "transfer_worker"
-# So often every act is killed on each engine and each way: 20 times in one run of the suite.
-KILLS: Final = int(os.environ.get("KILLS", "5"))
+# So often every act is killed by chance, on each engine and each way; once more surely. That is
+# 20 times an act in one run of the suite, and more with `KILLS`.
+KILLS: Final = int(os.environ.get("KILLS", "4"))
 _PATIENCE_SECONDS: Final = 30
 
 
@@ -64,7 +65,7 @@ class Commands:
     def start(
         self,
         *arguments: str,
-        carried: bool = False,
+        carried: bool | None = None,
         at_act: int = 0,
         at_path: tuple[str, ...] = (),
         watched: bool = False,
@@ -74,7 +75,8 @@ class Commands:
         Start a command and return its process id.
 
         Args:
-            carried: Have the bytes of every backup carried by a process of their own.
+            carried: Whether the bytes of every backup are carried by a process of their own; by
+                default it is as always.
             at_act: Kill it before this act of it; see `command_starter`.
             at_path: Kill it before the last of these acts, which come one after the other.
             watched: Count its acts.

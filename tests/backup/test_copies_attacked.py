@@ -26,7 +26,7 @@ from backend.services.rotation_service import get_rotation_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service, using_store
 from tests.backup.promises import back_up, erase, is_there, wait_until
-from tests.backup.stores import Folders, are_alike, entries, objects, use_folders
+from tests.backup.stores import Folders, are_alike, away, entries, objects, use_folders
 from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
 
 OLD_ID = RootKey(parse_key(KEY)).key_id.hex()
@@ -204,11 +204,11 @@ def test_an_erasure_that_is_refused_during_a_sync_is_not_carried_out_after_all(
 ) -> None:
     folders = use_folders(monkeypatch, tmp_path, 3)
     jane = sqlite_service.user(JANE)
-    # What takes a while to be copied to the second store.
-    with (folders.first.parent / "large").open("wb") as large:
+    with away(folders.second):
+        backup_id = back_up()
+    # What takes a while to be copied to the second store, before the third one is looked at.
+    with (folders.first / f"{backup_id}.zst.gpg").open("wb") as large:
         large.truncate(BIG_BYTES)
-    folders.first.mkdir(mode=0o700)
-    (folders.first.parent / "large").rename(folders.first / f"{uuid4()}.zst.gpg")
     copying = threading.Thread(target=get_backup_service().copy)
     copying.start()
     wait_until(lambda: folders.second.is_dir() and list(folders.second.glob(".partial-*")))

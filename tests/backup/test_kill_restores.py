@@ -20,8 +20,8 @@ from tests.backup.aftermath import (
     leftovers,
     people,
     rename,
-    settle,
     start_again,
+    while_it_is_built,
 )
 from tests.backup.commands import Commands, killed_at_random, running_commands
 from tests.conftest import Service
@@ -78,10 +78,8 @@ def test_a_killed_restore_leaves_the_old_database_or_the_new_one_whole(
             assert people() == old
         start_again(filled)
         assert people() == old
-    # What will be the new database is being built.
-    killed = commands.kill(*restore, at=lambda: leftovers(filled), carried=carried)
-    assert killed.killed
-    settle(filled)
+    assert commands.kill(*restore, **while_it_is_built(filled), carried=carried).killed
+    assert leftovers(filled) != []
     assert people() == old
     assert "recovered" in commands.run("init").said
     assert leftovers(filled) == []

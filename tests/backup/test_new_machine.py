@@ -245,8 +245,9 @@ def test_where_no_backup_is_it_says_so(
     url = store_at(tmp_path / "store")
     before = sorted((tmp_path / "store").rglob("*"))
     refused = _restore_from(run, url)
-    assert (refused.code, refused.out) == (2, "")
-    assert refused.err.count("\n") == 1
+    # A file where a folder should be may also be one that is not mounted now.
+    assert refused.code in ({1, 2} if store_at is _file else {2})
+    assert (refused.out, refused.err.count("\n")) == ("", 1)
     assert sorted((tmp_path / "store").rglob("*")) == before
     assert not list(new.rglob("*.key")), "with the key in the environment none is made"
 

@@ -283,9 +283,18 @@ def test_what_is_removed_takes_the_wal_with_it_that_nothing_else_needs(observed:
     wal = [path.name[:24] for path in (site.repository / "archive").rglob("*.zst")]
     assert min(wal) == newest.first_wal
     site.backups.verify(newest.label)
-    with pytest.raises(ConflictError, match="only full"):
-        site.backups.expire(newest.label)
-    assert site.backups.sets() == [newest]
+
+
+def test_the_last_backup_can_be_removed_too_and_the_server_goes_on_archiving(
+    observed: Observed,
+) -> None:
+    site = observed.site
+    for found in reversed(site.backups.sets()):
+        site.backups.expire(found.label)
+    assert site.backups.sets() == []
+    assert [path for path in site.repository.rglob("*.zst") if path.is_file()] == []
+    site.backups.prepare()
+    assert list((site.repository / "archive").rglob("*.zst"))
 
 
 def test_damage_is_found_although_pgbackrest_ends_with_success(shared_site: Site) -> None:

@@ -2,11 +2,13 @@
 
 import time
 from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from backend.db_utils import get_engine, session_scope
 from backend.models import BackupRecord, BackupStatus
@@ -60,6 +62,10 @@ def ended(client: TestClient, admin: Headers, made: dict[str, Any]) -> dict[str,
         assert time.monotonic() < end
         time.sleep(0.02)
         made = client.get(f"/security/backup/{made['id']}", headers=admin).json()
+    # It still looks at the backup, and copies it.
+    for thread in enumerate_threads():
+        if thread.name == "backup":
+            thread.join(30)
     return made
 
 
@@ -87,19 +93,18 @@ def test_who_does_not_wait_finds_out_that_it_failed(
     assert leftovers(service) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a failure before the record is written is told to nobody")
 def test_who_does_not_wait_is_told_what_keeps_it_from_beginning(sqlite_service: Service) -> None:
-    told: list[BaseException] = []
+    told: list[Exception] = []
 
     def start() -> None:
         try:
             get_backup_service().start(COMMAND_LINE)
-        except Exception as err:  # noqa: BLE001 - looked at by the test
+        except OperationalError as err:
             told.append(err)
 
+    # No record can be written. In a thread, for who is told nothing would wait for ever.
+    waiting = Thread(target=start, daemon=True)
     with room(0):
-        # No record can be written.
-        waiting = Thread(target=start, daemon=True)
         waiting.start()
-        waiting.join(timeout=5)
+        waiting.join(timeout=10)
     assert len(told) == 1

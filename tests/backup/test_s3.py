@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-from backend.backup.s3 import S3Store
-from backend.backup.s3_upload import PART_BYTES, part_bytes
+from backend.backup.s3.store import S3Store
+from backend.backup.s3.upload import PART_BYTES, part_bytes
 from backend.backup.storage import Store
 from backend.errors import (
     ConfigurationError,
@@ -134,7 +134,7 @@ def test_parts_grow_so_that_ten_thousand_hold_five_tebibytes() -> None:
 
 UPLOAD: Final = """
 import resource, sys
-from backend.backup.s3 import S3Store
+from backend.backup.s3.store import S3Store
 url, endpoint, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = S3Store(url, endpoint_url=endpoint, region=None)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -597,7 +597,7 @@ def test_without_boto3_the_refusal_names_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_boto3_is_loaded_only_for_a_store_in_s3() -> None:
     check = (
-        "import sys, backend.backup.s3; print('boto3' in sys.modules, 'botocore' in sys.modules)"
+        "import sys, backend.backup.s3.store; print('boto3' in sys.modules, 'botocore' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True, text=True

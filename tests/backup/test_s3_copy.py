@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Final, cast
 
 import pytest
 
-from backend.backup import s3_copy
-from backend.backup.s3 import S3Store
-from backend.backup.s3_upload import PART_BYTES
+from backend.backup.s3 import copy as s3_copy
+from backend.backup.s3.store import S3Store
+from backend.backup.s3.upload import PART_BYTES
 from backend.backup.storage import LocalStore, Store
 from backend.errors import ConflictError, NotFoundError, UnavailableError
 from tests.backup.s3_server import REGION, CuttableLine, S3Server, cuttable_line

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pytest
 
-from backend.backup.s3 import S3Store
-from backend.backup.s3_upload import PART_BYTES
+from backend.backup.s3.store import S3Store
+from backend.backup.s3.upload import PART_BYTES
 from backend.errors import ConflictError, NotFoundError, UnavailableError
 from tests.backup.s3_server import REGION, S3Server
 

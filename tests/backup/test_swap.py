@@ -281,8 +281,7 @@ from backend.backup.swap import swap
 
 def act(what, folder, passphrase):
     cluster = Cluster(Path(folder, "data"))
-    stanza = Stanza(cluster, "holdfast", passphrase, repository=Path(folder, "repository"),
-                    options={"job-retry": "0"})
+    stanza = Stanza(cluster, "holdfast", passphrase, repository=Path(folder, "repository"))
     backups = Pgbackrest(cluster, stanza)
     if what == "create":
         backups.create(Kind.FULL, uuid4())

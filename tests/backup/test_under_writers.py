@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import pytest
 from sqlalchemy import Engine, func, select
 
 from backend.db_utils import BUSY_TIMEOUT_SECONDS, get_engine, make_engine, session_scope
 from backend.models import Feedback, Payment
-from backend.services import transfer_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
@@ -90,13 +88,10 @@ def looked_into(service: Service, backup_id: UUID, folder: Path) -> Iterator[Eng
             PostgresServer(get_engine().url.port or 0).run(f"DROP DATABASE {_LOOK}")
 
 
-@pytest.mark.parametrize("carried", [False, True], ids=["itself", "carried"])
 def test_every_backup_holds_whole_transactions_and_no_request_waits_for_it(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, carried: bool
+    service: Service, tmp_path: Path
 ) -> None:
-    if carried:
-        monkeypatch.setattr(transfer_service, "SMALL_BYTES", 0)
-    fill(500)
+    fill()
     expected, till, made, meanwhile = balance(get_engine()), Till(), [], []
     with beside(*[till.write] * WRITERS, till.read, till.read) as raised:
         for _ in range(2):

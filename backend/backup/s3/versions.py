@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from backend.backup.s3_bucket import Bucket, BucketRefusedError
-from backend.backup.s3_upload import MARK
+from backend.backup.s3.bucket import Bucket, BucketRefusedError
+from backend.backup.s3.upload import MARK
 from backend.errors import NotFoundError
 
 

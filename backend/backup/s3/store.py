@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, BinaryIO, Final, cast
 
-from backend.backup.s3_bucket import Bucket, BucketRefusedError
-from backend.backup.s3_copy import NOTE_SUFFIX, copy_in_parts, is_going_on
-from backend.backup.s3_download import download
-from backend.backup.s3_upload import PART_BYTES, Upload, new_mark, put_whole
-from backend.backup.s3_versions import remove, sweep_versions
+from backend.backup.s3.bucket import Bucket, BucketRefusedError
+from backend.backup.s3.copy import NOTE_SUFFIX, copy_in_parts, is_going_on
+from backend.backup.s3.download import download
+from backend.backup.s3.upload import PART_BYTES, Upload, new_mark, put_whole
+from backend.backup.s3.versions import remove, sweep_versions
 from backend.backup.storage import Store
 from backend.errors import ConflictError, NotFoundError
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
-from backend.backup.s3_bucket import Bucket, BucketUnreachedError
+from backend.backup.s3.bucket import Bucket, BucketUnreachedError
 from backend.errors import ConflictError, NotFoundError, UnavailableError
 
 PART_BYTES: Final = 8 * 1024 * 1024

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final
 
-from backend.backup.s3_bucket import Bucket, BucketRefusedError
-from backend.backup.s3_download import download
-from backend.backup.s3_upload import (
+from backend.backup.s3.bucket import Bucket, BucketRefusedError
+from backend.backup.s3.download import download
+from backend.backup.s3.upload import (
     MARK,
     PartsUpload,
     begin_parts,
@@ -19,7 +19,7 @@ from backend.backup.s3_upload import (
     part_bytes,
     put_whole,
 )
-from backend.backup.s3_versions import remove
+from backend.backup.s3.versions import remove
 from backend.errors import ConflictError, NotFoundError
 
 NOTE_SUFFIX: Final = ".copying"

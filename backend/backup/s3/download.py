@@ -3,7 +3,7 @@
 import io
 from typing import Any, Final
 
-from backend.backup.s3_bucket import Bucket, meaning
+from backend.backup.s3.bucket import Bucket, meaning
 from backend.errors import ConflictError, NotFoundError, UnavailableError
 
 _MAX_CUTS: Final = 5

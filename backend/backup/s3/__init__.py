@@ -1,0 +1,1 @@
+"""Backups in S3, and in whatever speaks its protocol."""
