@@ -188,6 +188,12 @@ class PostgresServer:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)
 
+    def names(self, prefix: str) -> list[str]:
+        """The databases whose names begin so."""
+        found = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
+        with psycopg.connect(self.url("postgres")) as connection:
+            return [row[0] for row in connection.execute(found, (prefix,))]
+
 
 def postgres_programs() -> Path | None:
     """Find PostgreSQL's programs: on the machine first, else the package from PyPI."""
@@ -295,7 +301,9 @@ def service(
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
     name = "test_holdfast"
-    server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    for left in server.names(name):
+        # What a restore kept aside goes with its test.
+        server.run(f'DROP DATABASE "{left}" WITH (FORCE)')
     server.run(f"CREATE DATABASE {name} TEMPLATE template_holdfast STRATEGY file_copy")
     set_environment(monkeypatch, folder, server.url(name))
     get_setup_service().open()

@@ -103,6 +103,9 @@ class RestoreAnswer(Answer, json_schema_extra=examples.of(examples.RESTORED)):
     reapplied: ReappliedAnswer
     created_at: datetime = Field(description="When the backup was made.")
     tables: dict[str, TableChangeAnswer] = Field(description="Rows before and after.")
+    emptied: list[str] = Field(
+        description="Tables that have rows, of which the backup brings none: needs confirm_empty."
+    )
     migrations: list[str] = Field(description="Revisions of the schema that the backup lacks.")
     breaks: list[BreakAnswer] = Field(
         description="Backups in the store that are not what they should be."

@@ -143,6 +143,7 @@ RESTORED: Final[Example] = {
     "reapplied": {"erasures": 1, "consents": 1, "restrictions": 0, "retention": 3},
     "created_at": _AT,
     "tables": {"users": {"live": 120, "restored": 118, "lost": 3, "regained": 1}},
+    "emptied": [],
     "migrations": [],
     "breaks": [],
     "previous": "/var/lib/holdfast/previous/holdfast-20261124T020000Z.db",

@@ -61,7 +61,10 @@ class Pgbackrest:
         if self._stanza.is_configured_by_us:
             # Where we were killed as we removed the only backup, archiving is still stopped.
             self._stanza.run("start")
-        self._stanza.run("stanza-create", *self._server())
+        # It takes a while, and where there is a backup there is a stanza; an operator may have
+        # added another repository, though.
+        if not (self._stanza.is_configured_by_us and self.sets()):
+            self._stanza.run("stanza-create", *self._server())
         self._archive_all()
         self.sets()
 

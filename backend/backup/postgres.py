@@ -51,11 +51,7 @@ class PostgresDatabase:
                 taken = connection.execute(_TRY_LOCK, {"name": f"holdfast {self._name}"}).scalar()
                 if not taken:
                     raise ConflictError("another backup or restore is running")
-                try:
-                    yield
-                finally:
-                    # Closed and not rolled back: the server may have been stopped for a swap.
-                    connection.invalidate()
+                yield
         finally:
             admin.dispose()
 

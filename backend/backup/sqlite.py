@@ -85,8 +85,11 @@ class SqliteDatabase:
             raise BackupDamagedError("the restored database is not sound")
 
     def refuse_existing(self) -> None:
-        if self._path.exists() or self._path.is_symlink():
-            raise RefusedError(f"{self._path} exists already")
+        for suffix in _SIDE_FILES:
+            # SQLite would replay a log of an earlier file of this name into the new one.
+            path = self._path.with_name(self._path.name + suffix)
+            if path.exists() or path.is_symlink():
+                raise RefusedError(f"{path} exists already")
         if not self._path.parent.is_dir():
             raise RefusedError(f"{self._path.parent} is no folder")
 

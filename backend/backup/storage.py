@@ -131,7 +131,11 @@ class LocalStore:
     @contextmanager
     def _partial(self) -> Iterator[tuple[Path, BinaryIO]]:
         """Open a new file under a name that no reader looks at; it is gone when the block ends."""
-        make_private_folder(self._folder)
+        try:
+            make_private_folder(self._folder)
+        except FileExistsError as err:
+            # Something else lies there; `create` would take it for an object of its name.
+            raise _unwritable(err) from err
         partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:

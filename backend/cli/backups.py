@@ -234,9 +234,11 @@ def _store(url: str | None) -> Iterator[None]:
         yield
         return
     with using_store(url):
-        get_setup_service().prepare()
-        get_setup_service().open()
-        get_archive_service().newest()
+        get_archive_service().require_readable()
+    # In our own stores: the other one may be somebody's who is writing there now.
+    get_setup_service().prepare()
+    get_setup_service().open()
+    with using_store(url):
         yield
 
 
@@ -254,6 +256,8 @@ def _show_restored(restored: Restored, *, as_json: bool) -> None:
         "made": restored.created_at,
         "status": restored.status,
     }
+    if restored.dry_run and restored.emptied:
+        warn(f"no row would be left in {', '.join(restored.emptied)}: needs --confirm-empty")
     facts |= asdict(restored.reapplied) | {"migrations": ", ".join(restored.migrations) or "none"}
     where = {"old database": restored.previous, "restored to": restored.target}
     show(facts | {name: at for name, at in where.items() if at}, as_json=False)

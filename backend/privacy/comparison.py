@@ -47,11 +47,7 @@ def compare(live: Session, restored: Session, mapped: MappedTable) -> TableChang
 
 def _keys(session: Session, mapped: MappedTable) -> Iterator[tuple[Any, ...]]:
     """Yield the keys in the order in which Python compares them."""
-    order = [
-        collate(key, "C")
-        if isinstance(key.type, String) and session.get_bind().dialect.name == "postgresql"
-        else key
-        for key in mapped.keys
-    ]
+    by_bytes = {"postgresql": "C", "sqlite": "BINARY"}[session.get_bind().dialect.name]
+    order = [collate(key, by_bytes) if isinstance(key.type, String) else key for key in mapped.keys]
     keys = select(*mapped.keys).order_by(*order).execution_options(yield_per=_ROWS_PER_READ)
     yield from (tuple(row) for row in session.execute(keys))

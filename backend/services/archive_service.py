@@ -45,7 +45,7 @@ from backend.errors import (
 )
 from backend.models import DATA_MAP, Base
 from backend.services import cluster_service
-from backend.services.cluster_service import get_cluster_service, is_used
+from backend.services.cluster_service import get_cluster_service, is_known
 from backend.services.encryption_service import get_encryption_service
 from backend.services.schema_service import get_schema_service
 from backend.services.store_service import addresses, claimed_by_backups, signer, store
@@ -99,6 +99,24 @@ class ArchiveService:
         read = (each for each in self.manifests().values() if isinstance(each, Manifest))
         found = [each for each in read if before is None or each.moment < before]
         return max(found, key=lambda manifest: manifest.moment, default=None)
+
+    def require_readable(self) -> None:
+        """
+        Refuse a store of which no backup can be read, before anything is made.
+
+        Raises:
+            NotFoundError: It has none.
+            BackupKeyError: No configured key is one of theirs.
+            HoldfastError: What else is wrong with the first of them.
+        """
+        keys = get_encryption_service().find()
+        if keys is None or not stored_ids(store()):
+            raise NotFoundError("there is no backup in the store")
+        with keyring.using(keys):
+            found = list(self.manifests().values())
+        wrong = [each for each in found if isinstance(each, HoldfastError)]
+        if len(wrong) == len(found):
+            raise wrong[0]
 
     def read_through(self, manifest: Manifest, progress: Progress = ignore) -> None:
         """
@@ -294,7 +312,7 @@ def database_for(manifest: Manifest) -> DumpedDatabase | ClusterDatabase:
 
 def databases() -> list[Database]:
     """The live database in every way in which it may have been restored."""
-    return [live_database(), *([get_cluster_service().database()] if is_used() else [])]
+    return [live_database(), *([get_cluster_service().database()] if is_known() else [])]
 
 
 def kept_aside() -> list[datetime]:

@@ -224,8 +224,7 @@ class BackupService:
     def _copy(self) -> Synced:
         with session_scope(read_only=True) as session:
             get_ledger_service().mirror(session)
-            unsettled = get_ledger_service().unfinished(session)
-        return get_store_service().sync(unsettled)
+        return get_store_service().sync(_unsettled, get_ledger_service().is_ours)
 
     def recover(self) -> int:
         """
@@ -314,6 +313,11 @@ class BackupService:
             get_audit_service().record(
                 session, "backup_verified", actor, outcome=failure or "done", backup=backup_id
             )
+
+
+def _unsettled() -> set[str]:
+    with session_scope(read_only=True) as session:
+        return get_ledger_service().unfinished(session)
 
 
 class _Recorder:

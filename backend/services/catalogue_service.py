@@ -71,11 +71,14 @@ class CatalogueService:
         for backup_id, wrong in manifests.items():
             if not isinstance(wrong, Manifest):
                 found[backup_id] = Break(backup_id, wrong.detail)
-        complete = select(BackupRecord.id).where(
+        complete = select(BackupRecord.id, BackupRecord.location).where(
             BackupRecord.status == BackupStatus.COMPLETE, BackupRecord.created_at > oldest
         )
-        for record_id in map(str, session.scalars(complete)):
-            if record_id not in manifests and record_id not in gone:
+        for key, location in session.execute(complete):
+            record_id = str(key)
+            # One that lay in another store, on a machine that was lost, is not missed in this one.
+            was_here = location == store().location(archive_name(record_id))
+            if was_here and record_id not in manifests and record_id not in gone:
                 found[record_id] = Break(record_id, "is missing, and was not deleted by us")
         return sorted(found.values(), key=lambda each: each.backup_id)
 

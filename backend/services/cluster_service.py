@@ -188,6 +188,11 @@ def _cluster() -> Cluster:
     )
 
 
+def is_known() -> bool:
+    """Whether there is a cluster that pgBackRest has backed up, or may have."""
+    return get_settings().pgbackrest_cluster is not None
+
+
 def is_used() -> bool:
     """Whether new backups are made by pgBackRest."""
     return get_settings().backup_engine is BackupEngine.PGBACKREST

@@ -22,7 +22,7 @@ from backend.backup.storage import Store
 from backend.crypto import keyring
 from backend.crypto.keyring import KEY_ID_BYTES
 from backend.crypto.values import Scope
-from backend.errors import BackupDamagedError, ConflictError
+from backend.errors import BackupDamagedError, ConflictError, HoldfastError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import Actor
@@ -87,13 +87,7 @@ class LedgerService:
         )
         name = self._store_object(entry)
         session.add(entry)
-        # Elsewhere only what has happened: an act that is taken back must not be found there.
-        event.listen(
-            session,
-            "after_commit",
-            lambda _session: get_store_service().put_copies(name),
-            once=True,
-        )
+        _when_committed(session, lambda: get_store_service().put_copies(name))
         return entry
 
     def withdraw_object(self, entry: LedgerEntry) -> None:
@@ -136,6 +130,14 @@ class LedgerService:
                 # Another process may be at it, too.
                 with suppress(ConflictError):
                     self._store_object(entry)
+
+    def is_ours(self, where: Store, name: str) -> bool:
+        """Whether an object is an entry that one of our keys sealed, under its own name."""
+        try:
+            _read_object(name, where)
+        except HoldfastError:
+            return False
+        return True
 
     def reseal(self, session: Session) -> int:
         """
@@ -213,6 +215,18 @@ class LedgerService:
         return True
 
 
+def _when_committed(session: Session, put_copies: Callable[[], None]) -> None:
+    """Elsewhere only what has happened: an act that is taken back must not be found there."""
+    waiting = [put_copies]
+
+    def tell(session: Session) -> None:
+        # The release of a savepoint is told like a commit, and settles nothing.
+        if waiting and not session.in_nested_transaction():
+            waiting.pop()()
+
+    event.listen(session, "after_commit", tell)
+
+
 def sealed_with() -> list[tuple[Store, str, str]]:
     """Return each stored entry: where it lies, its name, and the key it says it needs."""
     return [
@@ -226,8 +240,8 @@ def _name(entry_id: UUID) -> str:
     return f"{_PREFIX}{entry_id}{_SUFFIX}"
 
 
-def _read_object(name: str) -> LedgerEntry:
-    sealed = store().read(name, _MAX_OBJECT_BYTES)
+def _read_object(name: str, where: Store | None = None) -> LedgerEntry:
+    sealed = (where or store()).read(name, _MAX_OBJECT_BYTES)
     body: dict[str, Any] = orjson.loads(
         keyring.current().cipher(_SCOPE).open(sealed, name.encode())
     )

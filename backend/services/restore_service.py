@@ -16,7 +16,8 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.backup.database import Database, DumpedDatabase
@@ -177,6 +178,7 @@ class RestoreService:
             self._apply_late_entries()
             with session_scope(read_only=True) as session:
                 get_column_service().apply(session)
+                get_ledger_service().mirror(session)
         note(restored)
         return restored
 
@@ -246,7 +248,8 @@ class RestoreService:
                 # When it was taken, its own record was still running.
                 restored.merge(record_of(origin.manifest))
             restricted = _restricted_rows(restored)
-            replayed = self.recover(restored)
+            replayed = get_ledger_service().replay(restored, get_erasure_service().erase_again)
+            empty_wal_after_commit(restored)
             restricted = _restricted_rows(restored) - restricted
             run = get_retention_service().apply(restored, actor, dry_run=False)
             restored.flush()
@@ -343,18 +346,24 @@ def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restor
 
 def _database_at(target: str) -> DumpedDatabase:
     """Open the place for a database that does not exist yet."""
-    database: DumpedDatabase
-    if "://" not in target or target.startswith("sqlite:"):
-        path = target.partition("///")[2] if "://" in target else target
-        database = SqliteDatabase(Path(path).absolute())
-    else:
-        try:
-            database = database_of(make_engine(target))
-        except ConfigurationError:
-            # Its text names the setting that this is not.
-            raise RefusedError("this is no address of a database") from None
+    database = _opened(target) if "://" in target else SqliteDatabase(Path(target).absolute())
     database.refuse_existing()
     return database
+
+
+def _opened(target: str) -> DumpedDatabase:
+    try:
+        url = make_url(target)
+        # One that is named in the query the driver would use in the place of every other.
+        if not url.database or "dbname" in url.query:
+            raise RefusedError("the address must name the database, in its path")
+        if url.get_backend_name() == "sqlite":
+            # Not by an engine, which makes the file.
+            return SqliteDatabase(Path(url.database).absolute())
+        return database_of(make_engine(target))
+    except (ArgumentError, ConfigurationError, ValueError):
+        # Its text names the setting that this is not.
+        raise RefusedError("this is no address of a database") from None
 
 
 @lru_cache(maxsize=1)

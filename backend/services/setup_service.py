@@ -18,7 +18,7 @@ from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
-from backend.services.cluster_service import is_used, recover_cluster
+from backend.services.cluster_service import is_known, recover_cluster
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service
@@ -26,7 +26,7 @@ from backend.services.queue_service import get_queue_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
-from backend.services.store_service import stores
+from backend.services.store_service import addresses, get_store_service, stores
 from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
@@ -90,6 +90,9 @@ class SetupService:
 
     def recover(self) -> None:
         """Finish or clear up what a killed process left; later, if the store is not there now."""
+        if len(addresses()) > 1:
+            # What a process that has ended could not copy, nobody else knows of.
+            get_store_service().sync_due.set()
         try:
             self._recover_backups()
             self._finish_acts()
@@ -133,7 +136,7 @@ class SetupService:
             first.require_usable()
         _require_recipient()
         get_auth_service().find_secret()
-        if is_used():
+        if is_known():
             # A swap that was cut may have left the server stopped, and it does not need our key.
             recover_cluster()
         engine = get_engine() if database_may_exist() else None

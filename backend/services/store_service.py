@@ -7,6 +7,8 @@ follows later: `sync` compares names, so that it may be killed and run again.
 
 import hashlib
 import hmac
+import io
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -35,9 +37,11 @@ from backend.backup.manifest import (
 from backend.backup.storage import Store
 from backend.backup.stores import StoreAddress, open_store
 from backend.crypto import keyring
+from backend.crypto.files import HEADER_BYTES, KeyringLock, Opener
 from backend.errors import (
     BackupDamagedError,
     ConflictError,
+    CryptoError,
     HoldfastError,
     NotFoundError,
     UnknownKeyError,
@@ -46,6 +50,11 @@ from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
 _SMALL_BYTES: Final = 1024 * 1024
+_ID: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# A folder may hold other things, and those are nobody's to carry elsewhere.
+_OURS: Final = re.compile(
+    rf"{_ID}\.(hfb|key|manifest\.json|gone\.json|zst\.gpg)|ledger-{_ID}\.enc|pgbackrest\.enc"
+)
 
 _other_address: ContextVar[StoreAddress | None] = ContextVar("other_address", default=None)
 
@@ -114,7 +123,11 @@ class StoreService:
                 if deleted_at < before:
                     forget_gone(where, backup_id)
 
-    def sync(self, unsettled: Collection[str] = ()) -> Synced:
+    def sync(
+        self,
+        unsettled: Callable[[], Collection[str]] = tuple,
+        is_entry: Callable[[Store, str], bool] = lambda _store, _name: True,
+    ) -> Synced:
         """
         Make all stores hold the same: what any has, but for backups that we deleted ourselves.
 
@@ -122,12 +135,14 @@ class StoreService:
         ledger is never shortened: an entry that any store has is a promise.
 
         Args:
-            unsettled: Objects of acts that may still be taken back; they stay where they are.
+            unsettled: Says which objects are of acts that may still be taken back, when it is
+                asked: they stay where they are.
+            is_entry: Whether an object that a copy has is an entry of our ledger.
         """
         done = Synced()
         for address in addresses()[1:]:
             try:
-                _sync(addresses()[0], address, unsettled, done)
+                _sync(addresses()[0], address, unsettled, is_entry, done)
             except HoldfastError as err:
                 log.warning("sync_failed", store=address.url, code=err.code)
                 done.failed.append(address.url)
@@ -139,15 +154,25 @@ class StoreService:
 
 
 def _sync(
-    first_at: StoreAddress, copy_at: StoreAddress, unsettled: Collection[str], done: Synced
+    first_at: StoreAddress,
+    copy_at: StoreAddress,
+    unsettled: Callable[[], Collection[str]],
+    is_entry: Callable[[Store, str], bool],
+    done: Synced,
 ) -> None:
     first, copy = open_store(first_at), open_store(copy_at)
     gone = gone_ids(first, signer).keys() | gone_ids(copy, signer).keys()
     for target_at, source in ((first_at, copy), (copy_at, first)):
         there = open_store(target_at).names("", "")
-        missing = set(source.names("", "")) - set(there) - set(unsettled)
+        missing = set(source.names("", "")) - set(there)
+        # Asked after the names: what came to be there in between may be taken back, too.
+        missing -= set(unsettled())
         whole = set(stored_ids(source)) - gone
-        for name in sorted(missing, key=_manifests_last):
+        for name in sorted(filter(_OURS.fullmatch, missing), key=_manifests_last):
+            # Whoever can write into a copy must not stop us with what we cannot open.
+            if source is copy and name.startswith("ledger-") and not is_entry(copy, name):
+                log.warning("not_copied", object=name, code="no_entry_of_ours")
+                continue
             # What a killed process left of a backup is none, and must not spread.
             if is_part(name) and name.split(".")[0] not in whole:
                 continue
@@ -167,6 +192,8 @@ def _sync(
     # Asked again: one may have been deleted meanwhile.
     gone = gone_ids(first, signer).keys() | gone_ids(copy, signer).keys()
     done.removed += sum(finish_deletions(where, gone) for where in (first, copy))
+    # What a killed process left half-written, and this one did not go on with.
+    copy.sweep()
 
 
 def _with_lock_left(address: StoreAddress, backup_id: str, source: Store) -> StoreAddress:
@@ -187,16 +214,20 @@ def _with_lock_left(address: StoreAddress, backup_id: str, source: Store) -> Sto
 
 def _refreshed(copy: Store, first: Store, backup_id: str) -> bool:
     """Replace header and manifest of a backup that was given to another key meanwhile."""
+    name = manifest_name(backup_id)
     try:
         current = read_manifest(first, backup_id, signer)
-    except (NotFoundError, BackupDamagedError, UnknownKeyError):
+        with suppress(BackupDamagedError):
+            if copy.read(name, _SMALL_BYTES) == first.read(name, _SMALL_BYTES):
+                return False
+        header = first.read(header_name(backup_id), HEADER_BYTES)
+        opener = Opener(io.BytesIO(header), KeyringLock(keyring.current()))
+    except (NotFoundError, BackupDamagedError, CryptoError):
         # What is wrong here must not spread.
         return False
-    name = manifest_name(backup_id)
-    with suppress(BackupDamagedError):
-        if copy.read(name, _SMALL_BYTES) == first.read(name, _SMALL_BYTES):
-            return False
-    copy.replace(header_name(backup_id), first.read(header_name(backup_id), _SMALL_BYTES))
+    if opener.meta.get("backup") != backup_id:
+        return False
+    copy.replace(header_name(backup_id), header)
     copy.replace(name, current.document(signer(current.key_id)))
     return True
 

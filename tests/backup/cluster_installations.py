@@ -79,10 +79,8 @@ def prepared_installation() -> Installation:
     """A stopped installation with a backup of each kind, to be copied."""
     with new_site() as site, pytest.MonkeyPatch.context() as monkeypatch:
         made = Installation(site)
-        site.sql(f"CREATE ROLE {ROLE} LOGIN")
+        _make_database(site)
         site.sql("CREATE ROLE leaver LOGIN SUPERUSER PASSWORD 'leaver-of-tests'")
-        site.sql(f"CREATE DATABASE {DATABASE} TEMPLATE postgres OWNER {ROLE}")
-        made.folder.mkdir(mode=0o700)
         made.enter(monkeypatch)
         get_setup_service().prepare()
         with session_scope() as session:
@@ -102,6 +100,35 @@ def prepared_installation() -> Installation:
     return made
 
 
+def _make_database(site: Site) -> None:
+    site.sql(f"CREATE ROLE {ROLE} LOGIN")
+    site.sql(f"CREATE DATABASE {DATABASE} TEMPLATE postgres OWNER {ROLE}")
+    Installation(site).folder.mkdir(mode=0o700)
+
+
+def stop_at_once(site: Site) -> None:
+    """Stop a server, without waiting for its last WAL to be archived."""
+    stop = ["stop", "-s", "-m", "immediate", "-D", str(site.cluster.data)]
+    subprocess.run(
+        [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
+    )
+
+
+@contextmanager
+def new_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    """Run an installation on another cluster, with an empty database; this process then is it."""
+    with new_site() as site:
+        _make_database(site)
+        made = Installation(site)
+        made.enter(monkeypatch)
+        try:
+            yield made
+        finally:
+            dispose_engine()
+            clear_caches()
+            stop_at_once(site)
+
+
 @contextmanager
 def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
     """Run a copy of the prepared installation, which this process then is."""
@@ -118,11 +145,7 @@ def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installati
     finally:
         dispose_engine()
         clear_caches()
-        # Nobody waits for the last WAL to be archived.
-        stop = ["stop", "-s", "-m", "immediate", "-D", str(copy.site.cluster.data)]
-        subprocess.run(
-            [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
-        )
+        stop_at_once(copy.site)
         shutil.rmtree(copy.site.folder)
 
 

@@ -1,6 +1,7 @@
-"""Restores and backups of a cluster, killed: one whole cluster that runs, no backup that is none."""
+"""Restores and backups of a cluster, killed: one whole cluster runs, and no backup is half one."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -60,7 +61,7 @@ def test_a_killed_restore_leaves_one_whole_cluster_that_the_next_start_runs(
         rename("live")
         dispose_engine()
         process = installation.site.cluster.postmaster()
-        ended = commands.kill(*restore, at=lambda moment=at: moment(installation))
+        ended = commands.kill(*restore, at=partial(at, installation))
         assert ended.killed, at.__name__
         commands.run("init")
         assert are_gone(installation.site)

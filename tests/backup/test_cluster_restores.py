@@ -21,6 +21,8 @@ from backend.services.archive_service import database_for, get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.cluster_service import get_cluster_service
+from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 from backend.services.setup_service import get_setup_service
 from tests.backup.beside import beside
@@ -29,16 +31,18 @@ from tests.backup.cluster_installations import (
     Installation,
     hotels,
     installation,
+    new_machine,
     rename,
     service,
+    stop_at_once,
 )
 from tests.backup.clusters import STANZA
-from tests.backup.lives import flip
+from tests.backup.lives import Configure, configured, flip
 from tests.backup.promises import consent, erase, has_consent, is_there, restore, wait_until
 from tests.backup.refusals import code_of, error_of
 from tests.conftest import ADMIN, Run, clear_caches
 
-__all__ = ["installation", "service"]
+__all__ = ["configured", "installation", "service"]
 
 Headers = dict[str, str]
 
@@ -117,6 +121,19 @@ def test_a_moment_between_two_commits_has_the_first_and_nobody_who_was_erased_la
     assert not is_there(2)
 
 
+def test_with_another_engine_its_backups_and_old_clusters_are_still_known(
+    installation: Installation, configured: Configure
+) -> None:
+    configured(backup_engine="holdfast")
+    restored = restore(installation.backups[Kind.DIFF])
+    assert hotels() == {"in diff"}
+    late = datetime.now(UTC) + timedelta(days=91)
+    get_pruning_service().prune(COMMAND_LINE, dry_run=False, now=late)
+    assert restored.previous is not None
+    assert _beside(installation) == {"data-holdfast"}
+    assert get_cluster_service().database().repository.sets() == []
+
+
 def _file_of_the_full_one(installation: Installation) -> Path:
     found = _set_of(installation, Kind.FULL)
     # Of the table that all of them need.
@@ -192,7 +209,8 @@ def test_roles_stay_as_they_are_now(
     hba = site.cluster.data / "pg_hba.conf"
     hba.write_text(f"local all {ROLE} scram-sha-256\nlocal all all trust\n")
     site.sql(f"ALTER ROLE {ROLE} PASSWORD '{secret}' CONNECTION LIMIT 60")
-    site.sql('CREATE ROLE "new-comer" LOGIN IN ROLE pg_monitor')
+    site.sql(f"ALTER ROLE {ROLE} SET work_mem = '5MB'")
+    site.sql('CREATE ROLE "new; \'comer" LOGIN IN ROLE pg_monitor')
     site.sql("SELECT pg_reload_conf()")
     monkeypatch.setenv("DATABASE_URL", installation.url.replace("@", f":{secret}@"))
     clear_caches()
@@ -202,10 +220,11 @@ def test_roles_stay_as_they_are_now(
         " WHERE rolname <> 'leaver' ORDER BY 1"
     )
     members = "SELECT roleid::regrole, member::regrole FROM pg_auth_members ORDER BY 1, 2"
-    before = site.sql(roles), site.sql(members)
+    settings = "SELECT setrole::regrole, setconfig FROM pg_db_role_setting"
+    before = [site.sql(each) for each in (roles, members, settings)]
     restore(installation.backups[Kind.FULL])
     assert hotels() == {"in full"}
-    assert (site.sql(roles), site.sql(members)) == before
+    assert [site.sql(each) for each in (roles, members, settings)] == before
     # Dropped since, and so without any right now: it may own what the backup brings back.
     leaver = "SELECT rolcanlogin, rolsuper, rolpassword FROM pg_authid WHERE rolname = 'leaver'"
     assert site.sql(leaver) == "f|f|"
@@ -263,3 +282,24 @@ def test_while_the_server_is_exchanged_callers_are_told_to_try_again(
     assert [each for each in caplog.records if each.name.startswith("sqlalchemy")] == []
     # One that was dropped without being closed warns here, and not in another test.
     gc.collect()
+
+
+def test_a_lost_machine_comes_back_on_another_cluster(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    # Nobody who was erased since is back; the ledger lies beside the backups.
+    erase(2)
+    stop_at_once(installation.site)
+    with new_machine(monkeypatch) as machine:
+        monkeypatch.setenv("PGBACKREST_REPOSITORY", str(installation.site.repository))
+        backups = str(installation.folder / "backups")
+        answer = run("backup", "restore", "--from", backups, "--confirm", "--json")
+        assert answer.json["backup_id"] == str(installation.backups[Kind.INCR])
+        assert hotels() == {"in incr"}
+        assert not is_there(2)
+        # What is not there yet stays as the backup has it.
+        leaver = "SELECT rolcanlogin FROM pg_authid WHERE rolname = 'leaver'"
+        assert machine.site.sql(leaver) == "t"
+        monkeypatch.setenv("BACKUP_URL", backups)
+        made = run("backup", "create", "--type", "incr", "--json").json
+        assert made["kind"] == "incr"

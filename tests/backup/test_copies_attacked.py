@@ -94,7 +94,6 @@ def test_damage_in_one_store_does_not_spread_to_another(
     assert _proves(whole, backup_id)
 
 
-@pytest.mark.xfail(strict=True, reason="a header is copied over a good one without being opened")
 def test_a_damaged_header_does_not_reach_a_copy_with_a_rotation(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +110,6 @@ def test_a_damaged_header_does_not_reach_a_copy_with_a_rotation(
     assert _proves(folders.second, backup_id)
 
 
-@pytest.mark.xfail(strict=True, reason="whatever is called an entry is taken over from a copy")
 def test_a_forged_promise_in_a_copy_does_not_stop_the_installation(folders: Folders) -> None:
     jane = _person(JANE)
     back_up()
@@ -148,7 +146,6 @@ def test_one_thing_that_is_no_object_does_not_keep_the_others_from_being_copied(
     assert entries(folders.second) == entries(folders.first)
 
 
-@pytest.mark.xfail(strict=True, reason="everything with a name like an object's is copied")
 def test_what_is_none_of_ours_is_not_carried_off_site(folders: Folders) -> None:
     back_up()
     # As where DATA_DIR is the first store, or somebody had a look at a backup there.
@@ -178,7 +175,6 @@ class _TakenBackError(Exception):
     """What makes a caller take an act back."""
 
 
-@pytest.mark.xfail(strict=True, reason="the release of a savepoint is taken for the commit")
 def test_an_erasure_that_is_taken_back_is_in_no_copy(folders: Folders) -> None:
     jane = _person(JANE)
 
@@ -198,7 +194,6 @@ def test_an_erasure_that_is_taken_back_is_in_no_copy(folders: Folders) -> None:
     assert entries(folders.second) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="what is unsettled is asked for before names are listed")
 def test_an_erasure_that_is_refused_during_a_sync_is_not_carried_out_after_all(
     sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

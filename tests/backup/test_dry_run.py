@@ -110,7 +110,6 @@ def test_a_dry_run_says_what_a_restore_then_does_and_changes_nothing(
     assert payments["lost"] > 0 < payments["regained"]
 
 
-@pytest.mark.xfail(strict=True, reason="a dry run writes the ledger's missing objects")
 def test_a_dry_run_leaves_the_store_as_it_is(sqlite_service: Service) -> None:
     backup_id = back_up()
     erase(plant("A").id)
@@ -156,7 +155,6 @@ def test_over_the_command_line_it_asks_first_too(run: Run, sqlite_service: Servi
 
 
 @SQLITE
-@pytest.mark.xfail(strict=True, reason="only the service's own answer has it: `emptied`")
 def test_a_dry_run_says_that_the_restore_would_ask_first(
     client: TestClient, service: Service, admin: Headers, run: Run
 ) -> None:

@@ -23,10 +23,11 @@ from tests.backup.aftermath import (
     start_again,
     while_it_is_built,
 )
-from tests.backup.commands import Commands, killed_at_random, running_commands
+from tests.backup.commands import WAYS, Commands, killed_at_random, running_commands
 from tests.conftest import Service
 
 STORED: Final = 4
+IN_EVERY_WAY: Final = pytest.mark.parametrize(("service", "carried"), WAYS, indirect=["service"])
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,7 @@ def filled(service: Service) -> Service:
     return service
 
 
-@pytest.fixture(params=[False, True], ids=["itself", "carried"])
-def carried(request: pytest.FixtureRequest) -> bool:
-    """Whether the bytes are carried by a process of their own."""
-    return bool(request.param)
-
-
+@IN_EVERY_WAY
 def test_a_killed_backup_is_whole_or_none_and_the_next_start_clears_up(
     filled: Service, commands: Commands, *, carried: bool
 ) -> None:
@@ -76,6 +72,7 @@ def assert_failed(number: int) -> None:
     assert [(r.status, r.error) for r in others] == [(BackupStatus.FAILED, "interrupted")] * number
 
 
+@IN_EVERY_WAY
 def test_a_killed_proof_leaves_the_backup_as_it_was_and_nothing_beside(
     filled: Service, commands: Commands, *, carried: bool
 ) -> None:

@@ -22,7 +22,7 @@ from tests.backup.commands import (
 from tests.conftest import Service
 
 CREATE: Final = ("backup", "create")
-# SQLite has no programs of its own.
+# With programs and a lock of its own.
 ON_POSTGRES: Final = pytest.mark.parametrize("service", ["postgresql"], indirect=True)
 
 
@@ -68,6 +68,7 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_nothing(
     assert leftovers(sqlite_service) == []
 
 
+@ON_POSTGRES
 def test_a_worker_that_is_killed_in_a_restore_leaves_the_old_database(
     filled: Service, commands: Commands
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_worker_that_is_killed_in_a_restore_leaves_the_old_database(
     commands.run(*restore, carried=True)
 
 
+@ON_POSTGRES
 def test_a_worker_ends_by_itself_when_its_parent_is_killed_and_gives_the_lock_back(
     filled: Service, commands: Commands
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed_and_gives_the_lock_ba
     commands.run(*CREATE, carried=True)
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 def test_a_worker_that_is_stopped_for_a_while_breaks_nothing(
     filled: Service, commands: Commands
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_worker_that_is_stopped_for_a_while_breaks_nothing(
     assert people() == before
 
 
+@ON_POSTGRES
 def test_an_interrupted_backup_has_failed_and_left_nothing(
     filled: Service, commands: Commands
 ) -> None:
@@ -133,11 +137,8 @@ def test_an_interrupted_backup_has_failed_and_left_nothing(
 
 
 @ON_POSTGRES
-@pytest.mark.parametrize("carried", [False, True], ids=["itself", "carried"])
-def test_a_dump_that_is_killed_makes_no_backup(
-    filled: Service, commands: Commands, *, carried: bool
-) -> None:
-    dump = wait_for_child(commands.start(*CREATE, carried=carried), "--snapshot=")
+def test_a_dump_that_is_killed_makes_no_backup(filled: Service, commands: Commands) -> None:
+    dump = wait_for_child(commands.start(*CREATE), "--snapshot=")
     os.kill(dump, signal.SIGKILL)
     ended = commands.wait()
     assert (ended.code, "pg_dump failed" in ended.said) == (1, True)
@@ -147,13 +148,12 @@ def test_a_dump_that_is_killed_makes_no_backup(
 
 @ON_POSTGRES
 @pytest.mark.xfail(strict=True, reason="whatever ends pg_restore is told as damage of the backup")
-@pytest.mark.parametrize("carried", [False, True], ids=["itself", "carried"])
 def test_a_load_that_is_killed_says_nothing_about_the_backup(
-    filled: Service, commands: Commands, *, carried: bool
+    filled: Service, commands: Commands
 ) -> None:
     commands.run(*CREATE)
     verify = ("backup", "verify", str(only_record().id))
-    load = wait_for_child(commands.start(*verify, carried=carried), "--section=data")
+    load = wait_for_child(commands.start(*verify), "--section=data")
     os.kill(load, signal.SIGKILL)
     ended = commands.wait()
     assert leftovers(filled) == []

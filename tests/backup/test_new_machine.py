@@ -135,7 +135,6 @@ def test_one_command_brings_a_lost_machine_back_with_every_promise_kept(
 
 
 @SQLITE
-@pytest.mark.xfail(strict=True, reason="records that came with the rows are told as missing")
 def test_afterwards_the_list_does_not_miss_backups_that_were_never_here(
     service: Service, machine: Callable[[], Path], run: Run
 ) -> None:
@@ -185,7 +184,6 @@ def test_without_the_key_it_says_which_one_is_needed_and_makes_none(
 
 
 @SQLITE
-@pytest.mark.xfail(strict=True, reason="a database is made with it before anybody looks")
 @pytest.mark.parametrize("prepare", [_ledger, _no_ledger])
 def test_with_a_wrong_key_it_says_which_one_is_needed_and_makes_nothing(
     service: Service,
@@ -253,7 +251,6 @@ def test_where_no_backup_is_it_says_so(
 
 
 @SQLITE
-@pytest.mark.xfail(strict=True, reason="a database is made before anybody looks for backups")
 def test_where_no_backup_is_nothing_is_made(
     service: Service, machine: Callable[[], Path], run: Run, tmp_path: Path
 ) -> None:
@@ -312,7 +309,6 @@ def other_store(sqlite_service: Service, tmp_path: Path) -> Path:
     return other
 
 
-@pytest.mark.xfail(strict=True, reason="its backups are taken up as records of ours")
 def test_a_look_into_another_store_leaves_a_living_installation_as_it_is(
     other_store: Path, run: Run
 ) -> None:
@@ -322,7 +318,6 @@ def test_a_look_into_another_store_leaves_a_living_installation_as_it_is(
     assert [name for name in after if after[name] != before[name]] == ["audit_events"]
 
 
-@pytest.mark.xfail(strict=True, reason="it is swept, and our ledger is written into it")
 def test_a_look_into_another_store_leaves_that_store_as_it_is(other_store: Path, run: Run) -> None:
     # Of whoever is writing there at this moment, on another machine.
     (other_store / ".partial-1").write_bytes(b"half of a backup")

@@ -293,6 +293,7 @@ def test_the_last_backup_can_be_removed_too_and_the_server_goes_on_archiving(
         site.backups.expire(found.label)
     assert site.backups.sets() == []
     assert [path for path in site.repository.rglob("*.zst") if path.is_file()] == []
+    site.sql("DROP TABLESPACE elsewhere")
     site.backups.prepare()
     assert list((site.repository / "archive").rglob("*.zst"))
 

@@ -33,7 +33,7 @@ from tests.privacy.people import many_rows
 
 _NOBODY: Final = 65534
 # More than the pipes between the programs hold, so that each is in the middle of it.
-ROWS: Final = 30_000
+ROWS: Final = 12_000
 
 
 @dataclass(frozen=True)

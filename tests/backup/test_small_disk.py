@@ -22,7 +22,7 @@ from tests.conftest import ADMIN, PASSWORD, Service, clear_caches
 
 KIB: Final = 1024
 # Of the size of the database: room for nothing, for a record of the act, for a copy, and so on.
-SHARES: Final = (0, 0.1, 0.3, 0.9, 1.2, 1.6, 2.1, 2.6, 3.1, 3.6, 4.5)
+SHARES: Final = (0, 0.3, 0.9, 1.6, 2.1, 3.1, 4.5)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def disk(folder: Path) -> Iterator[SmallDisk]:
 @pytest.fixture
 def filled(disk: SmallDisk, sqlite_service: Service) -> Service:
     """An installation on a small disk, its store included."""
-    fill(900)
+    fill(400)
     return sqlite_service
 
 

@@ -121,9 +121,6 @@ def test_a_store_is_made_at_its_first_write_and_not_before(store: LocalStore, fo
     assert store.names("", "") == ["a.hfb"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a folder that cannot be made is taken for an object that is there already"
-)
 def test_a_store_that_something_else_has_replaced_is_unavailable(
     store: LocalStore, folder: Path
 ) -> None:

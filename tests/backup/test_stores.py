@@ -291,7 +291,6 @@ def test_a_sync_that_was_killed_half_way_goes_on(folders: Folders, commands: Com
     assert ids_of(folders.second) == ids_of(folders.first)
 
 
-@pytest.mark.xfail(strict=True, reason="only the first store is swept")
 def test_what_a_killed_sync_left_in_a_copy_is_removed(folders: Folders, commands: Commands) -> None:
     _kill_a_sync(folders, commands)
     get_setup_service().recover()

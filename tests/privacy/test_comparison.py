@@ -105,9 +105,6 @@ def test_what_is_lost_and_regained_is_what_sets_of_keys_say(
     mapped, keys = KINDS[kind]
     if not _can_hold(databases[0], mapped.table):
         pytest.skip("this PostgreSQL knows no language's order")
-    if kind == "words" and databases[0].dialect.name == "sqlite":
-        reason = "keys of SQLite are read in their column's order, which is not Python's"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     # Several reads for a handful of rows.
     monkeypatch.setattr(comparison, "_ROWS_PER_READ", 3)
 
