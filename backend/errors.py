@@ -22,9 +22,9 @@ class HoldfastError(Exception):
 
 
 class ConfigurationError(HoldfastError):
-    """A setting, key or file on this machine keeps the service from starting; exit code 2."""
+    """A setting, key or file on this machine keeps the service from working; exit code 2."""
 
-    code, title = "configuration_error", "The configuration is not usable"
+    status, code, title = 503, "configuration_error", "The configuration is not usable"
 
 
 class RefusedError(HoldfastError):

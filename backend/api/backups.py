@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 from backend.api import examples
 from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
 from backend.api.problems import problems
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.models import BackupStatus
 from backend.services.backup_service import MAX_LABEL_CHARS, get_backup_service
 from backend.services.catalogue_service import get_catalogue_service

@@ -2,7 +2,7 @@
 What a backup needs of a database engine: a consistent snapshot, a copy built beside, a swap.
 
 Dumps of two engines do it, `backend.backup.sqlite` and `backend.backup.postgres`, and pgBackRest,
-`backend.backup.cluster_database`.
+`backend.backup.pgbackrest.database`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

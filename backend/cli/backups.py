@@ -10,7 +10,7 @@ from uuid import UUID
 
 import typer
 
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.cli import FAILED
 from backend.cli.showing import (
     AsJson,

@@ -17,7 +17,6 @@ from uuid import UUID
 from sqlalchemy import Engine, select
 
 from backend.backup.archive import Stored
-from backend.backup.cluster_database import ClusterDatabase
 from backend.backup.database import Database, DumpedDatabase, count_rows
 from backend.backup.manifest import (
     Manifest,
@@ -27,6 +26,7 @@ from backend.backup.manifest import (
     read_manifest,
     stored_ids,
 )
+from backend.backup.pgbackrest.database import ClusterDatabase
 from backend.backup.postgres import PostgresDatabase
 from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring

@@ -23,7 +23,7 @@ from backend.backup.manifest import (
     gone_ids,
     stored_ids,
 )
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,

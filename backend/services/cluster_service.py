@@ -8,14 +8,14 @@ from typing import Final
 
 import structlog
 
-from backend.backup.cluster import Cluster
-from backend.backup.cluster_database import ClusterDatabase
 from backend.backup.manifest import Manifest, header_name, write_manifest
-from backend.backup.pgbackrest import Pgbackrest
-from backend.backup.pgbackrest_says import BackupSet, Kind
-from backend.backup.pgbackrest_stanza import Stanza
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.database import ClusterDatabase
+from backend.backup.pgbackrest.repository import Pgbackrest
+from backend.backup.pgbackrest.says import BackupSet, Kind
+from backend.backup.pgbackrest.stanza import Stanza
+from backend.backup.pgbackrest.swap import recover
 from backend.backup.storage import Store
-from backend.backup.swap import recover
 from backend.crypto import keyring
 from backend.crypto.files import Sealer
 from backend.crypto.keyring import KEY_ID_BYTES

@@ -10,7 +10,7 @@ from backend.backup.archive import Written, decrypted
 from backend.backup.database import Snapshot
 from backend.backup.escrow import wrap
 from backend.backup.manifest import Manifest, archive_name, header_name, write_manifest
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.crypto import keyring
 from backend.crypto.files import Sealer
 from backend.db_utils import session_scope

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from backend.backup.keeping import KeepRules, kept
 from backend.backup.manifest import stored_ids, without_manifest
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import session_scope
 from backend.errors import (
     BackupDamagedError,

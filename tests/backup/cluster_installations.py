@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, update
 
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import dispose_engine, session_scope
 from backend.models import Booking, User
 from backend.services.audit_service import COMMAND_LINE

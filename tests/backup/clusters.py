@@ -19,12 +19,12 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest import Pgbackrest
-from backend.backup.pgbackrest_says import Kind
-from backend.backup.pgbackrest_stanza import Stanza
-from backend.backup.postmaster import RunOptions
-from backend.backup.private_server import PrivateServer, private_server
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.postmaster import RunOptions
+from backend.backup.pgbackrest.private_server import PrivateServer, private_server
+from backend.backup.pgbackrest.repository import Pgbackrest
+from backend.backup.pgbackrest.says import Kind
+from backend.backup.pgbackrest.stanza import Stanza
 from tests.conftest import postgres_programs
 
 PASSPHRASE: Final = "passphrase-of-tests-0123456789abcdef"

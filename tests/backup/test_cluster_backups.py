@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from backend.backup.manifest import Manifest, header_name
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.errors import ConflictError, RefusedError
 from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import get_archive_service

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import dispose_engine
 from backend.models import BackupStatus
 from backend.services.cluster_service import get_cluster_service

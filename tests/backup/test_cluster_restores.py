@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 
-from backend.backup.pgbackrest_says import Kind
+from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import session_scope
 from backend.errors import BackupDamagedError
 from backend.models import AuditEvent, BackupRecord, BackupStatus

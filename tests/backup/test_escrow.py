@@ -22,7 +22,7 @@ from backend.backup.escrow import read_recipient, wrap
 from backend.backup.storage import LocalStore
 from backend.errors import ConfigurationError, HoldfastError, UnavailableError
 from tests.backup.gpg_keys import LONG_AGO, Keyring, keyring
-from tests.backup.test_full_disk import room
+from tests.backup.small_disks import room
 from tests.conftest import KEY
 from tests.test_house import ROOT
 

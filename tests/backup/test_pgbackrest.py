@@ -17,11 +17,11 @@ from uuid import uuid4
 
 import pytest
 
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest import Pgbackrest
-from backend.backup.pgbackrest_says import BackupSet, Kind
-from backend.backup.pgbackrest_stanza import Stanza
-from backend.backup.private_server import private_server
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.private_server import private_server
+from backend.backup.pgbackrest.repository import Pgbackrest
+from backend.backup.pgbackrest.says import BackupSet, Kind
+from backend.backup.pgbackrest.stanza import Stanza
 from backend.errors import (
     BackupDamagedError,
     ConfigurationError,

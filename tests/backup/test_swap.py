@@ -18,11 +18,18 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest_says import Kind
-from backend.backup.postmaster import postmaster_of, run_options
-from backend.backup.private_server import private_server
-from backend.backup.swap import copy_kept, forget_previous, kept, require_swappable, swap, sweep
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.postmaster import postmaster_of, run_options
+from backend.backup.pgbackrest.private_server import private_server
+from backend.backup.pgbackrest.says import Kind
+from backend.backup.pgbackrest.swap import (
+    copy_kept,
+    forget_previous,
+    kept,
+    require_swappable,
+    swap,
+    sweep,
+)
 from backend.errors import (
     BackupDamagedError,
     ConfigurationError,
@@ -270,14 +277,13 @@ from pathlib import Path
 from uuid import uuid4
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest import Pgbackrest
-from backend.backup.pgbackrest_says import Kind
-from backend.backup.pgbackrest_stanza import Stanza
-from backend.backup.postmaster import postmaster_of, run_options
-from backend.backup.private_server import private_server
-from backend.backup.swap import copy_kept, forget_previous, kept, require_swappable, swap, sweep
-from backend.backup.swap import swap
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.repository import Pgbackrest
+from backend.backup.pgbackrest.says import Kind
+from backend.backup.pgbackrest.stanza import Stanza
+from backend.backup.pgbackrest.postmaster import postmaster_of, run_options
+from backend.backup.pgbackrest.private_server import private_server
+from backend.backup.pgbackrest.swap import swap, sweep
 
 def act(what, folder, passphrase):
     cluster = Cluster(Path(folder, "data"))

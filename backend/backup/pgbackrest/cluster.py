@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from backend.backup.postmaster import (
+from backend.backup.pgbackrest.postmaster import (
     Postmaster,
     RunOptions,
     is_starting,
@@ -22,7 +22,7 @@ from backend.backup.postmaster import (
     run_options,
     version_of,
 )
-from backend.backup.programs import Account, Outcome, plain_environment
+from backend.backup.pgbackrest.programs import Account, Outcome, plain_environment
 from backend.errors import BackupDamagedError, ConfigurationError, UnavailableError
 
 _POLL_SECONDS: Final = 0.05

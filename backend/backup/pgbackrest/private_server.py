@@ -20,8 +20,8 @@ from typing import Final
 
 from sqlalchemy import URL
 
-from backend.backup.cluster import Cluster
-from backend.backup.postmaster import postmaster_of, run_options, version_of
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.postmaster import postmaster_of, run_options, version_of
 from backend.errors import (
     BackupDamagedError,
     HoldfastError,

@@ -10,9 +10,9 @@ import re
 import secrets
 from typing import Final
 
-from backend.backup.cluster import Cluster
-from backend.backup.private_server import PrivateServer
-from backend.backup.programs import plain_environment
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.private_server import PrivateServer
+from backend.backup.pgbackrest.programs import plain_environment
 from backend.errors import UnavailableError
 
 _CREATE: Final = re.compile(rb"^(CREATE ROLE .+;)$", re.MULTILINE)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest_says import (
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.says import (
     BackupSet,
     Kind,
     Verdict,
@@ -23,8 +23,8 @@ from backend.backup.pgbackrest_says import (
     tablespaces_of,
     verdict_on,
 )
-from backend.backup.pgbackrest_stanza import Progress, Stanza
-from backend.backup.swap import require_swappable
+from backend.backup.pgbackrest.stanza import Progress, Stanza
+from backend.backup.pgbackrest.swap import require_swappable
 from backend.errors import (
     BackupDamagedError,
     ConfigurationError,

@@ -14,12 +14,12 @@ from typing import Final
 
 from sqlalchemy import URL, Engine, text
 
-from backend.backup import roles, swap
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest import Pgbackrest
-from backend.backup.pgbackrest_stanza import Progress
+from backend.backup.pgbackrest import roles, swap
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.private_server import PrivateServer, private_server
+from backend.backup.pgbackrest.repository import Pgbackrest
+from backend.backup.pgbackrest.stanza import Progress
 from backend.backup.postgres import PostgresDatabase
-from backend.backup.private_server import PrivateServer, private_server
 from backend.db_utils import make_engine
 from backend.errors import BackupDamagedError, NotFoundError
 
@@ -116,7 +116,7 @@ class ClusterDatabase:
             connection.execute(text("SELECT 1"))
 
     def swap(self, built: Engine, at: datetime) -> str:
-        """Put the restored cluster in the place of the live one; see `backend.backup.swap`."""
+        """Put the restored cluster in the place of the live one; see `swap`."""
         directory, server, stack = self._running[built]
         built.dispose()
         # Once more: somebody may have been shut out meanwhile.

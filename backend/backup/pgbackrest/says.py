@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from backend.backup.programs import Outcome
+from backend.backup.pgbackrest.programs import Outcome
 from backend.errors import (
     BackupDamagedError,
     ConfigurationError,

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from backend.backup.cluster import Cluster
-from backend.backup.pgbackrest_says import failure, percent_of, sets_of
-from backend.backup.programs import Outcome, plain_environment
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.programs import Outcome, plain_environment
+from backend.backup.pgbackrest.says import failure, percent_of, sets_of
 from backend.errors import ConfigurationError
 
 # The first that annotates backups.

@@ -18,10 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from backend.backup.cluster import Cluster
 from backend.backup.database import moment_of, stamp
-from backend.backup.postmaster import RunOptions, postmaster_of, run_options
-from backend.backup.programs import Account, sync_folder
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.postmaster import RunOptions, postmaster_of, run_options
+from backend.backup.pgbackrest.programs import Account, sync_folder
 from backend.errors import (
     BackupDamagedError,
     ConfigurationError,

@@ -1,0 +1,1 @@
+"""pgBackRest, driven for clusters that outgrow dumps; nothing of it is imitated."""
