@@ -343,6 +343,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         monkeypatch.setenv("LOG_LEVEL", "ERROR")
         clear_caches()
+        # What was printed before is not the command's.
+        capsys.readouterr()
         try:
             code = db_cli.main()
         except SystemExit as exit_:

@@ -16,6 +16,7 @@ from backend.models import BackupRecord, BackupStatus
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
+from backend.services.setup_service import get_setup_service
 from tests.backup.aftermath import leftovers, listed_are_whole, records
 from tests.backup.commands import Commands, running_commands
 from tests.conftest import Service
@@ -124,6 +125,20 @@ def test_another_process_is_told_and_does_no_harm(
     assert listed_are_whole() == []
     assert leftovers(service) == []
     commands.run("backup", "create", **environment)
+
+
+@pytest.mark.xfail(strict=True, reason="a start that finds another one running never tries again")
+def test_a_start_beside_a_running_one_clears_up_once_that_has_ended(
+    sqlite_service: Service,
+) -> None:
+    abandoned = sqlite_service.folder / ".holdfast-scratch-0123456789abcdef"
+    with a_backup_running():
+        abandoned.touch()
+        get_setup_service().prepare()
+        assert abandoned.exists()
+    # What the scheduler does every few seconds.
+    get_setup_service().recover_if_due()
+    assert leftovers(sqlite_service) == []
 
 
 def test_the_one_that_ends_first_lets_the_next_one_in(service: Service) -> None:

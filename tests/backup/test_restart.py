@@ -1,4 +1,8 @@
-"""PostgreSQL restarted half way: told as not available, nothing is torn, and the next one works."""
+"""
+A server of our own: restarted half way, that is told as not available, and nothing is torn.
+
+And its first database, which is called as the server's own, is one like any other.
+"""
 
 import os
 import shutil
@@ -21,7 +25,7 @@ from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
 from backend.services.setup_service import get_setup_service
 from backend.services.transfer_service import Progress, ignore
-from tests.backup.aftermath import fill, leftovers, people, records, start_again
+from tests.backup.aftermath import fill, hotels, leftovers, people, records, rename, start_again
 from tests.conftest import (
     PostgresServer,
     Service,
@@ -168,3 +172,17 @@ def test_a_restart_is_told_as_unavailable_and_says_nothing_of_a_backup(
     with pytest.raises(UnavailableError):
         act(half_way(server))
     assert {record.id: record.error for record in records()}[backup_id] is None
+
+
+@pytest.mark.xfail(strict=True, reason="the database that is connected to meanwhile is that one")
+def test_the_database_postgres_is_restored_too(
+    server: OwnServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, folder, PostgresServer(server.port).url("postgres"))
+    get_setup_service().prepare()
+    get_setup_service().open()
+    fill(20)
+    create()
+    rename("live")
+    restore()
+    assert hotels() == {"saved"}
