@@ -21,6 +21,7 @@ from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
 from tests.backup.aftermath import fill, hotels, kept_databases, rename
 from tests.backup.beside import beside
+from tests.backup.commands import wait_until
 from tests.conftest import Service
 
 Headers = dict[str, str]
@@ -87,7 +88,7 @@ def test_over_http_a_caller_gets_the_old_the_new_or_is_told_to_try_again(
         return status == wanted
 
     def read() -> None:
-        time.sleep(0.01)
+        time.sleep(0.02)
         body = {"user_id": 2, "format": "json"}
         answer = client.post("/security/data/export", json=body, headers=admin)
         if is_there(answer.status_code, 200, answer.headers.get("Retry-After")):
@@ -95,13 +96,13 @@ def test_over_http_a_caller_gets_the_old_the_new_or_is_told_to_try_again(
             seen.append(frozenset(row["hotel"] for row in rows))
 
     def write() -> None:
-        time.sleep(0.01)
+        time.sleep(0.02)
         body = {"purpose": "marketing", "granted": True, "evidence": "form"}
         answer = client.post("/security/data/consent/3", json=body, headers=admin)
         if is_there(answer.status_code, 201, answer.headers.get("Retry-After")):
             given.append(answer.json()["id"])
 
-    with beside(*[read] * 4, *[write] * 4) as raised:
+    with beside(read, read, write, write) as raised:
         body = {"backup_id": str(backup_id), "confirm": True}
         answer = client.post("/security/backup/restore", json=body, headers=admin)
     assert raised == []
@@ -130,7 +131,7 @@ def test_no_acknowledged_write_is_missing_from_both_databases(
             refused.append(err)
         else:
             done.append(name)
-        time.sleep(0.05)
+        time.sleep(0.3)
 
     def write_from_elsewhere() -> None:
         name = f"other-{len(done)}-{threading.get_ident()}"
@@ -139,11 +140,14 @@ def test_no_acknowledged_write_is_missing_from_both_databases(
         except psycopg.OperationalError:
             return
         done.append(name)
-        time.sleep(0.05)
+        time.sleep(0.3)
 
     before = kept_databases(service)
     with beside(*[write] * (WRITERS - 3), *[write_from_elsewhere] * 3) as raised:
         restore(backup_id)
+        # Writers are let in again; the last one of so many has begun since.
+        so_many = len(done) + 2 * WRITERS
+        wait_until(lambda: len(done) > so_many)
     assert raised == []
     assert {err.status for err in refused} == {503}
     (kept,) = kept_databases(service) - before
@@ -152,7 +156,6 @@ def test_no_acknowledged_write_is_missing_from_both_databases(
     engine.dispose()
     assert {name.partition("-")[0] for name in done} == {"own", "other"}
     assert set(done) - found == set()
-    # Writers are let in again afterwards.
     assert done[-1] in comments(get_engine())
 
 

@@ -52,7 +52,7 @@ class Till:
             self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
             self.done += 1
             self._changed.notify_all()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
     def wait_for(self, more: int) -> None:
         with self._changed:
