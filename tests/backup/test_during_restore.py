@@ -88,7 +88,7 @@ def test_over_http_a_caller_gets_the_old_the_new_or_is_told_to_try_again(
         return status == wanted
 
     def read() -> None:
-        time.sleep(0.02)
+        time.sleep(0.05)
         body = {"user_id": 2, "format": "json"}
         answer = client.post("/security/data/export", json=body, headers=admin)
         if is_there(answer.status_code, 200, answer.headers.get("Retry-After")):
@@ -96,7 +96,7 @@ def test_over_http_a_caller_gets_the_old_the_new_or_is_told_to_try_again(
             seen.append(frozenset(row["hotel"] for row in rows))
 
     def write() -> None:
-        time.sleep(0.02)
+        time.sleep(0.05)
         body = {"purpose": "marketing", "granted": True, "evidence": "form"}
         answer = client.post("/security/data/consent/3", json=body, headers=admin)
         if is_there(answer.status_code, 201, answer.headers.get("Retry-After")):
