@@ -23,6 +23,7 @@ from backend.errors import HoldfastError, UnavailableError
 READ_BYTES: Final = 1024 * 1024
 WHOLE: Final = "whole"
 _REPORT_SECONDS: Final = 0.2
+_NICE: Final = 10
 
 
 class _Parent:
@@ -58,6 +59,8 @@ class _Parent:
 
 def main() -> int:
     """Do the job; say how it ended."""
+    # Whoever waits for an answer of the service goes first.
+    os.nice(_NICE)
     parent = _Parent()
     try:
         parent.say(done=_carry(parent))
