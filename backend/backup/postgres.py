@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, Final
 
 from sqlalchemy import URL, Engine, Row, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from backend.backup.database import Snapshot, moment_of, stamp
 from backend.backup.postgres_programs import Programs
@@ -57,9 +57,12 @@ class PostgresDatabase:
 
     @contextmanager
     def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
-        with self._live.connect().execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        ) as connection:
+        with (
+            _as_unavailable(),
+            self._live.connect().execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            ) as connection,
+        ):
             exported = connection.execute(text("SELECT pg_export_snapshot()")).scalar_one()
             counts = {
                 table: int(connection.execute(text(f'SELECT count(*) FROM "{table}"')).scalar_one())  # noqa: S608 - names of our own tables
@@ -203,6 +206,8 @@ class PostgresDatabase:
     def _admin_engine(self) -> Engine:
         """Connect to another database of the server: one cannot rename the one it is in."""
         for name in ("postgres", "template1"):
+            if name == self._name:
+                continue
             engine = make_engine(self._url_of(name).render_as_string(hide_password=False))
             try:
                 engine.connect().close()
@@ -218,6 +223,16 @@ class PostgresDatabase:
 
     def _url_of(self, name: str) -> URL:
         return self._url.set(database=name)
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Tell a server that was stopped, or does not answer, as what it is."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as err:
+        reason = str(err.orig).splitlines()[0]
+        raise UnavailableError(f"PostgreSQL does not answer: {reason}") from err
 
 
 def _quote(name: str) -> str:

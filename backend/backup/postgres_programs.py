@@ -12,13 +12,18 @@ from typing import IO, BinaryIO, Final, cast
 
 from sqlalchemy import URL
 
-from backend.errors import BackupDamagedError, UnavailableError
+from backend.errors import BackupDamagedError, HoldfastError, UnavailableError
 
 _PIPE_BYTES: Final = 1024 * 1024
 # Nothing of a scratch database has to survive a crash, and what comes after is flushed with it.
 _LOAD_OPTIONS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
 # The table of contents of some thirty thousand tables, indexes and keys.
 _HEAD_BYTES: Final = 16 * 1024 * 1024
+# What a server says that was stopped, is full, or lets nobody in.
+_NOT_THE_DUMP: Final = re.compile(
+    rb"terminating connection|server closed the connection|connection to server|the database system"
+    rb"|No space left|could not (extend|write|fsync)|out of (shared )?memory|too many connections"
+)
 _JOBS: Final = min(4, os.cpu_count() or 1)
 
 
@@ -119,11 +124,12 @@ class Programs:
         with subprocess.Popen(
             [command[0], *options, *command[1:]],
             stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environment(name) | {"PGOPTIONS": _LOAD_OPTIONS},
+            stderr=subprocess.PIPE,
+            env=self._environment(name) | {"PGOPTIONS": _LOAD_OPTIONS, "LC_ALL": "C"},
             pipesize=_PIPE_BYTES,
             pass_fds=keep_open,
         ) as process:
+            errors = _Collector(process.stderr)
             try:
                 with cast("BinaryIO", process.stdin) as stdin:
                     if fill is not None:
@@ -131,13 +137,12 @@ class Programs:
             except BrokenPipeError:
                 # What it did not read was not looked at either.
                 process.wait()
-                raise BackupDamagedError("pg_restore ended before the dump did") from None
+                raise _load_error(process.returncode, errors) from None
             except BaseException:
                 process.kill()
                 raise
             if process.wait() != 0:
-                # Its words may quote rows: only the status is told.
-                raise BackupDamagedError(f"pg_restore failed with status {process.returncode}")
+                raise _load_error(process.returncode, errors)
 
     def _environment(self, name: str) -> dict[str, str]:
         # The password goes by environment: a command line is readable to everybody.
@@ -151,6 +156,14 @@ class Programs:
         }
         given = {key: str(value) for key, value in options.items() if value}
         return {**os.environ, **given}
+
+
+def _load_error(status: int, errors: "_Collector") -> HoldfastError:
+    """Tell what is wrong with the dump from what has nothing to do with it."""
+    # Its words may quote rows: only the status is told.
+    if status < 0 or errors.match(_NOT_THE_DUMP):
+        return UnavailableError(f"pg_restore was ended from outside (status {status})")
+    return BackupDamagedError(f"pg_restore failed with status {status}")
 
 
 @contextmanager
@@ -195,6 +208,10 @@ class _Collector:
         for line in stream or ():
             if len(self._lines) < 10:  # noqa: PLR2004 - enough to tell
                 self._lines.append(line)
+
+    def match(self, words: re.Pattern[bytes]) -> bool:
+        self._thread.join(timeout=5)
+        return any(words.search(line) for line in self._lines)
 
     def first_line(self) -> str:
         self._thread.join(timeout=5)

@@ -25,6 +25,7 @@ from backend.errors import BackupDamagedError, ConflictError, RefusedError, Unav
 _COPY_BYTES: Final = 1024 * 1024
 _SWAP_WAIT_SECONDS: Final = 30
 _SCRATCH_PREFIX: Final = ".holdfast-scratch-"
+_PENDING_PREFIX: Final = ".holdfast-kept-"
 _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
 
 
@@ -110,10 +111,11 @@ class SqliteDatabase:
         built.dispose()
         kept = self._previous / f"{self._path.stem}-{stamp(at)}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
-        copy = self._new_scratch_file()
-        keeper = _Keeper(self._path, copy, kept, time.monotonic() + _SWAP_WAIT_SECONDS)
+        copy, mark = self._new_scratch_file(), 1 + secrets.randbelow(2**31 - 1)
+        pending = self._path.with_name(f"{_PENDING_PREFIX}{mark}-{stamp(at)}")
+        keeper = _Keeper(self._path, copy, pending, time.monotonic() + _SWAP_WAIT_SECONDS)
         scratch = sqlite_path(built)
-        self._match_page_size(scratch)
+        self._match_page_size(scratch, mark)
         try:
             with (
                 _as_unavailable(),
@@ -127,8 +129,23 @@ class SqliteDatabase:
                 source.execute("ROLLBACK")
         finally:
             _unlink(copy)
+            # Whatever has happened: the file itself says whether it was swapped.
+            self._settle_swap(pending)
         self.discard(built)
         return str(kept)
+
+    def _settle_swap(self, pending: Path) -> bool:
+        """Keep what a swap has copied aside if it did take place, and drop it if it did not."""
+        mark, _, stamped = pending.name.removeprefix(_PENDING_PREFIX).partition("-")
+        with closing(sqlite3.connect(self._path)) as live:
+            swapped = str(live.execute("PRAGMA user_version").fetchone()[0]) == mark
+        if not pending.exists():
+            return False
+        if swapped:
+            pending.rename(self._previous / f"{self._path.stem}-{stamped}.db")
+        else:
+            _unlink(pending)
+        return True
 
     def discard(self, built: Engine) -> None:
         built.dispose()
@@ -171,7 +188,10 @@ class SqliteDatabase:
         ]
         for path in left:
             _unlink(path)
-        return len(left)
+        pending = list(self._path.parent.glob(f"{_PENDING_PREFIX}*"))
+        for path in pending:
+            self._settle_swap(path)
+        return len(left) + len(pending)
 
     def _new_scratch_file(self) -> Path:
         # On the database's own file system, and 0600 before anything is in it.
@@ -182,8 +202,12 @@ class SqliteDatabase:
             raise UnavailableError(f"no room beside the database: {err.strerror}") from err
         return path
 
-    def _match_page_size(self, scratch: Path) -> None:
-        """The backup API copies pages, so both files must agree on their size."""
+    def _match_page_size(self, scratch: Path, mark: int) -> None:
+        """
+        The backup API copies pages, so both files must agree on their size.
+
+        The *mark* is copied with them: by it a swap that was killed is known to have been one.
+        """
         with (
             closing(sqlite3.connect(self._path)) as live,
             closing(sqlite3.connect(scratch, isolation_level=None)) as built,
@@ -193,6 +217,7 @@ class SqliteDatabase:
             if built.execute("PRAGMA page_size").fetchone()[0] != wanted:
                 built.execute(f"PRAGMA page_size={wanted}")
                 built.execute("VACUUM")
+            built.execute(f"PRAGMA user_version={mark}")
             built.execute("PRAGMA journal_mode=WAL")
 
 
@@ -239,5 +264,6 @@ class _Keeper:
 
 
 def _unlink(path: Path) -> None:
-    for suffix in _SIDE_FILES:
+    # Itself last: by it the others are found.
+    for suffix in reversed(_SIDE_FILES):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

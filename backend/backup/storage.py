@@ -111,9 +111,10 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
                 # A link fails where a rename would replace.
-                os.link(partial, final)
-        except FileExistsError:
-            raise ConflictError(f"{name} is already stored") from None
+                try:
+                    os.link(partial, final)
+                except FileExistsError:
+                    raise ConflictError(f"{name} is already stored") from None
         except OSError as err:
             raise _unwritable(err) from err
 

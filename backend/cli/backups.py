@@ -1,7 +1,7 @@
 """Commands for backups."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from backend.cli.showing import (
     write_new_with,
 )
 from backend.db_utils import session_scope
-from backend.errors import ConfigurationError, RefusedError
+from backend.errors import ConfigurationError, ConflictError, RefusedError
 from backend.models import BackupRecord
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
@@ -131,7 +131,8 @@ def restore(
     if from_ is not None and confirm:
         # The ledger and the list of backups must be where this installation looks for them.
         get_restore_service().finish_ledger()
-        get_backup_service().recover()
+        with suppress(ConflictError):
+            get_backup_service().recover()
     _show_restored(restored, as_json=as_json)
 
 

@@ -49,7 +49,7 @@ from backend.services.cluster_service import get_cluster_service, is_known
 from backend.services.encryption_service import get_encryption_service
 from backend.services.schema_service import get_schema_service
 from backend.services.store_service import addresses, claimed_by_backups, signer, store
-from backend.services.transfer_service import Progress, get_transfer_service, ignore
+from backend.services.transfer_service import Progress, get_transfer_service, ignore, only_forward
 from backend.settings import get_settings
 
 LOCK_FILE: Final = "backup.lock"
@@ -174,7 +174,8 @@ class ArchiveService:
             elif target_time is not None:
                 raise RefusedError("the backup holds one moment; only pgBackRest reaches others")
             else:
-                built = database.rebuild(lambda target: self._fill(target, manifest, key, progress))
+                forward = only_forward(progress)
+                built = database.rebuild(lambda target: self._fill(target, manifest, key, forward))
         try:
             with keyring.using(keyring.current().with_more(inner_keys)):
                 with as_damage():
@@ -335,7 +336,10 @@ def exclusive(wait_seconds: float = 0) -> Iterator[None]:
     Raises:
         ConflictError: Another one is running.
     """
-    path = get_settings().data_dir / LOCK_FILE
+    engine = get_engine()
+    beside = sqlite_path(engine).parent if engine.dialect.name == "sqlite" else None
+    # Beside the file that it is about: its users may have other working folders.
+    path = (beside or get_settings().data_dir) / LOCK_FILE
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # The kernel drops the lock with the last process that holds it, so none is left behind.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)

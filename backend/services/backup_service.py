@@ -27,7 +27,6 @@ from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
-    ConflictError,
     HoldfastError,
     RefusedError,
     SchemaMismatchError,
@@ -231,20 +230,20 @@ class BackupService:
         Clear up after a process that was killed: its record is `failed`, its files are gone.
 
         Returns:
-            How many things were left behind; 0 where a backup is still running elsewhere.
+            How many things were left behind.
 
         Raises:
+            ConflictError: A backup is still running elsewhere.
             UnavailableError: The store cannot be reached.
         """
         # A process that was killed a moment ago may still have one that ends by itself.
-        with suppress(ConflictError), exclusive(_RECOVER_WAIT_SECONDS):
+        with exclusive(_RECOVER_WAIT_SECONDS):
             left = store().sweep() + sum(each.sweep() for each in databases()) + _fail_abandoned()
             _drop_failed()
             left += finish_deletions(store(), gone_ids(store(), signer))
             get_catalogue_service().adopt()
             self._forget_gone()
             return left
-        return 0
 
     def _forget_gone(self) -> None:
         """Drop records of backups that we have deleted, where that was not written down."""
@@ -281,6 +280,8 @@ class BackupService:
         # Whatever fails here is done by the next start, or the next backup.
         with suppress(HoldfastError):
             delete_backup(store(), str(backup_id))
+            # What carried it may have been killed, too.
+            store().sweep()
         with suppress(UnavailableError, SQLAlchemyError), session_scope() as session:
             record = session.get_one(BackupRecord, backup_id)
             record.status, record.error = BackupStatus.FAILED, code

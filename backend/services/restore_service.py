@@ -10,32 +10,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine, func, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from backend.backup.database import Database, DumpedDatabase
+from backend.backup.database import Database
 from backend.backup.manifest import Break, Manifest
-from backend.backup.sqlite import SqliteDatabase
 from backend.crypto import keyring
 from backend.db_utils import (
     empty_wal_after_commit,
     forget_copies,
     get_engine,
-    make_engine,
     session_scope,
     snapshot_scope,
     writes_paused,
 )
 from backend.errors import (
     BackupDamagedError,
-    ConfigurationError,
     ConflictError,
     HoldfastError,
     NotFoundError,
@@ -46,7 +41,6 @@ from backend.models import DATA_MAP, BackupRecord
 from backend.privacy.comparison import compare
 from backend.services.archive_service import (
     database_for,
-    database_of,
     databases,
     exclusive,
     get_archive_service,
@@ -58,6 +52,7 @@ from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
 from backend.services.ledger_service import Replayed, get_ledger_service
+from backend.services.restore_target import database_at, is_noted, noted, sweep_noted
 from backend.services.restored import Origin, Reapplied, Restored
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
@@ -65,7 +60,7 @@ from backend.services.schema_service import get_schema_service
 from backend.services.transfer_service import Progress, ignore
 
 log = structlog.get_logger(__name__)
-_ROWS_PER_COPY: Final = 500
+_WAIT_SECONDS: Final = 2
 
 
 class EmptyingError(ConflictError):
@@ -202,8 +197,8 @@ class RestoreService:
             RefusedError: It exists, or is no such address.
             HoldfastError: As `restore`.
         """
-        database = _database_at(target)
-        with exclusive(), _recorded(actor, backup_id, dry_run=False) as note:
+        database = database_at(target)
+        with exclusive(), noted(target), _recorded(actor, backup_id, dry_run=False) as note:
             manifest = self._manifest(backup_id)
             with get_archive_service().rebuilt(database, manifest, progress) as built:
                 _bring_up(built)
@@ -211,6 +206,13 @@ class RestoreService:
                 restored = replace(restored, dry_run=False, target=database.publish(built))
             note(restored)
         return restored
+
+    def sweep_target(self) -> int:
+        """Remove what a killed `restore_to` left beside its target; return how many."""
+        if not is_noted():
+            return 0
+        with exclusive(_WAIT_SECONDS):
+            return sweep_noted()
 
     def _manifest(self, backup_id: UUID | None, before: datetime | None = None) -> Manifest:
         if backup_id is not None:
@@ -342,28 +344,6 @@ def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restor
         get_audit_service().record(
             session, "restore", actor, outcome=outcome, backup=backup_id, erasures=erasures
         )
-
-
-def _database_at(target: str) -> DumpedDatabase:
-    """Open the place for a database that does not exist yet."""
-    database = _opened(target) if "://" in target else SqliteDatabase(Path(target).absolute())
-    database.refuse_existing()
-    return database
-
-
-def _opened(target: str) -> DumpedDatabase:
-    try:
-        url = make_url(target)
-        # One that is named in the query the driver would use in the place of every other.
-        if not url.database or "dbname" in url.query:
-            raise RefusedError("the address must name the database, in its path")
-        if url.get_backend_name() == "sqlite":
-            # Not by an engine, which makes the file.
-            return SqliteDatabase(Path(url.database).absolute())
-        return database_of(make_engine(target))
-    except (ArgumentError, ConfigurationError, ValueError):
-        # Its text names the setting that this is not.
-        raise RefusedError("this is no address of a database") from None
 
 
 @lru_cache(maxsize=1)

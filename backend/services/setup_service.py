@@ -12,7 +12,7 @@ from backend.backup.escrow import read_recipient
 from backend.backup.storage import LocalStore
 from backend.crypto.references import new_reference_key
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
-from backend.errors import ConfigurationError, UnavailableError
+from backend.errors import ConfigurationError, ConflictError, UnavailableError
 from backend.folders import make_private_folder, may_be_folder
 from backend.models import EncryptionKey, Installation
 from backend.services.audit_service import COMMAND_LINE
@@ -94,23 +94,28 @@ class SetupService:
             # What a process that has ended could not copy, nobody else knows of.
             get_store_service().sync_due.set()
         try:
-            self._recover_backups()
+            settled = self._recover_backups()
             self._finish_acts()
         except UnavailableError as err:
             log.error("recovery_postponed", code=err.code, detail=err.detail)
             self._recovery_due = True
         else:
-            self._recovery_due = False
+            self._recovery_due = not settled
 
     def recover_if_due(self) -> None:
         """Do what `recover` had to leave for later."""
         if self._recovery_due:
             self.recover()
 
-    def _recover_backups(self) -> None:
-        left = get_backup_service().recover()
+    def _recover_backups(self) -> bool:
+        """Clear up; no where another process is at it, and has to end first."""
+        try:
+            left = get_backup_service().recover() + get_restore_service().sweep_target()
+        except ConflictError:
+            return False
         if left:
             log.warning("recovered", removed=left)
+        return True
 
     def _finish_acts(self) -> None:
         try:

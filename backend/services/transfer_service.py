@@ -38,6 +38,19 @@ def ignore(_done: int, _total: int) -> None:
     """Report nothing."""
 
 
+def only_forward(progress: Progress) -> Progress:
+    """Some engines read a dump twice; that is told once."""
+    most = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal most
+        if done > most:
+            most = done
+            progress(done, total)
+
+    return tell
+
+
 class TransferService:
     """Writes and reads archives; see `backend.backup.archive` for what they are."""
 
@@ -75,7 +88,10 @@ class TransferService:
         job = {"kind": "write", "name": name}
         with _Worker(job, address, key, source, keep_open) as worker:
             done = worker.result(report, require_whole)
-        return Written(done["plain"], done["size"], done["sha256"])
+        try:
+            return Written(done["plain"], done["size"], done["sha256"])
+        except KeyError:
+            raise _nonsense() from None
 
     def read(
         self,
@@ -117,11 +133,16 @@ class _Worker:
         keep_open: tuple[int, ...],
     ) -> None:
         descriptor = file.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", transfer_worker.__name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT,
-            pass_fds=(descriptor, *keep_open), env=_environment(),
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", transfer_worker.__name__],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT,
+                pass_fds=(descriptor, *keep_open), env=_environment(),
+            )  # fmt: skip
+        except OSError as err:
+            raise UnavailableError(
+                f"the process that carries the backup cannot be started: {err.strerror}"
+            ) from err
         # Over the pipe: what a process is started with, everybody can read.
         self._tell(
             json.dumps(
@@ -152,7 +173,7 @@ class _Worker:
         """Wait for the end of the job, answering what the worker asks."""
         failed: BaseException | None = None
         for line in self._process.stdout or ():
-            said = json.loads(line)
+            said = _parse(line)
             if "bytes" in said:
                 report(said["bytes"])
             elif "eof" in said:
@@ -180,9 +201,26 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(_ROOT)}
 
 
+def _parse(line: str) -> dict[str, Any]:
+    """Read what the process says; a library there may talk, too."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        raise _nonsense() from None
+    if not isinstance(said, dict):
+        raise _nonsense()
+    return said
+
+
+def _nonsense() -> UnavailableError:
+    return UnavailableError("the process that carries the backup talks nonsense")
+
+
 def _as_error(said: dict[str, Any]) -> Exception:
     if "broken_pipe" in said:
         return BrokenPipeError()
+    if not {"error", "detail"} <= said.keys():
+        return _nonsense()
     kind = getattr(errors, said["error"], UnavailableError)
     return kind(said["detail"])
 

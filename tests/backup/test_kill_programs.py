@@ -54,7 +54,6 @@ def test_a_worker_that_is_killed_is_told_and_the_backup_has_failed(
     commands.run(*CREATE, carried=True)
 
 
-@pytest.mark.xfail(strict=True, reason="what a killed worker has half-written stays until a start")
 def test_a_worker_that_is_killed_while_it_writes_leaves_nothing(
     sqlite_service: Service, commands: Commands
 ) -> None:
@@ -147,7 +146,6 @@ def test_a_dump_that_is_killed_makes_no_backup(filled: Service, commands: Comman
 
 
 @ON_POSTGRES
-@pytest.mark.xfail(strict=True, reason="whatever ends pg_restore is told as damage of the backup")
 def test_a_load_that_is_killed_says_nothing_about_the_backup(
     filled: Service, commands: Commands
 ) -> None:

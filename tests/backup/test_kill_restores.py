@@ -101,7 +101,6 @@ def test_a_restore_killed_in_its_swap_has_swapped_or_has_not(
         start_again(filled)
 
 
-@pytest.mark.xfail(strict=True, reason="the copy that a killed swap has made is kept as if it had")
 def test_a_swap_that_was_killed_keeps_no_database_aside(
     sqlite_service: Service, commands: Commands
 ) -> None:
@@ -111,9 +110,6 @@ def test_a_swap_that_was_killed_keeps_no_database_aside(
     assert kept_databases(sqlite_service) == set()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a scratch file goes before its log, which nobody finds then"
-)
 def test_a_start_that_is_killed_while_it_clears_up_is_made_up_for_by_the_next(
     sqlite_service: Service, commands: Commands
 ) -> None:
@@ -129,7 +125,6 @@ def test_a_start_that_is_killed_while_it_clears_up_is_made_up_for_by_the_next(
     assert leftovers(sqlite_service) == []
 
 
-@pytest.mark.xfail(strict=True, reason="what lies beside another target is never cleared up")
 def test_a_restore_to_a_file_that_was_killed_leaves_no_copy_of_peoples_data_there(
     sqlite_service: Service, commands: Commands, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Final
 from uuid import UUID
 
 import pytest
@@ -22,7 +21,6 @@ from tests.backup.commands import Commands, running_commands
 from tests.conftest import Service
 
 Headers = dict[str, str]
-_NOT_BESIDE: Final = "the lock lies in DATA_DIR, and not beside the file that it is about"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def test_over_http_the_second_one_is_a_409(client: TestClient, admin: Headers) -
     ("service", "elsewhere"),
     [
         ("sqlite", False),
-        pytest.param("sqlite", True, marks=pytest.mark.xfail(strict=True, reason=_NOT_BESIDE)),
+        ("sqlite", True),
         ("postgresql", True),
     ],
     indirect=["service"],
@@ -127,7 +125,6 @@ def test_another_process_is_told_and_does_no_harm(
     commands.run("backup", "create", **environment)
 
 
-@pytest.mark.xfail(strict=True, reason="a start that finds another one running never tries again")
 def test_a_start_beside_a_running_one_clears_up_once_that_has_ended(
     sqlite_service: Service,
 ) -> None:

@@ -56,7 +56,6 @@ def test_the_record_says_how_far_it_is_while_it_runs(
 
 
 @pytest.mark.parametrize("service", ["postgresql"], indirect=True)
-@pytest.mark.xfail(strict=True, reason="the dump is read twice, and the second time counts again")
 def test_a_proof_never_goes_back(service: Service) -> None:
     fill(20)
     many_rows(2, 12_000, "long words " * 20)

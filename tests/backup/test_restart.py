@@ -163,7 +163,6 @@ def test_a_restart_half_way_through_a_restore_changes_nothing_and_leaves_nothing
     assert people() == before
 
 
-@pytest.mark.xfail(strict=True, reason="what PostgreSQL's end does is told as something else")
 @pytest.mark.parametrize("act", [create, verify, restore])
 def test_a_restart_is_told_as_unavailable_and_says_nothing_of_a_backup(
     server: OwnServer, service: Service, act: Callable[..., None]
@@ -174,7 +173,6 @@ def test_a_restart_is_told_as_unavailable_and_says_nothing_of_a_backup(
     assert {record.id: record.error for record in records()}[backup_id] is None
 
 
-@pytest.mark.xfail(strict=True, reason="the database that is connected to meanwhile is that one")
 def test_the_database_postgres_is_restored_too(
     server: OwnServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

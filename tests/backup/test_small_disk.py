@@ -91,7 +91,6 @@ def test_a_restore_is_refused_until_there_is_room(
     assert hotels() == {"saved"}
 
 
-@pytest.mark.xfail(strict=True, reason="the copy that a refused swap has made is kept as if it had")
 def test_a_restore_that_found_no_room_keeps_no_database_aside(
     disk: SmallDisk, filled: Service, client: TestClient
 ) -> None:
