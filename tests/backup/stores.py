@@ -9,10 +9,13 @@ from uuid import UUID
 import pytest
 
 from backend.db_utils import session_scope
+from backend.services.audit_service import COMMAND_LINE
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.pruning_service import get_pruning_service
 from backend.services.scheduler_service import SchedulerService
 from backend.services.setup_service import get_setup_service
-from tests.conftest import clear_caches
+from backend.services.store_service import get_store_service
+from tests.conftest import Service, clear_caches
 
 NAMES = ("first", "second", "third")
 
@@ -44,6 +47,18 @@ def use_folders(monkeypatch: pytest.MonkeyPatch, parent: Path, count: int) -> Fo
     first, *copies = (parent / name for name in NAMES[:count])
     use_stores(monkeypatch, first, *copies)
     return Folders(first, tuple(copies))
+
+
+@pytest.fixture
+def folders(
+    sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Folders]:
+    yield use_folders(monkeypatch, tmp_path, 2)
+    get_store_service().sync_due.clear()
+
+
+def delete(backup_id: UUID) -> None:
+    get_pruning_service().delete(backup_id, COMMAND_LINE)
 
 
 def objects(folder: Path) -> dict[str, bytes]:

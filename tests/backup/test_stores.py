@@ -5,7 +5,6 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -18,7 +17,6 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.consent_service import get_consent_service
-from backend.services.pruning_service import get_pruning_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service, using_store
@@ -36,7 +34,9 @@ from tests.backup.stores import (
     Folders,
     are_alike,
     away,
+    delete,
     entries,
+    folders,
     ids_of,
     listed,
     objects,
@@ -50,16 +50,7 @@ OLD_ID = RootKey(parse_key(KEY)).key_id.hex()
 BIG_BYTES = 64 * 1024 * 1024
 
 
-@pytest.fixture
-def folders(
-    sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Folders]:
-    yield use_folders(monkeypatch, tmp_path, 2)
-    get_store_service().sync_due.clear()
-
-
-def _delete(backup_id: UUID) -> None:
-    get_pruning_service().delete(backup_id, COMMAND_LINE)
+__all__ = ["folders"]  # a fixture
 
 
 def test_a_backup_is_in_every_store_and_each_alone_restores_it(
@@ -172,7 +163,7 @@ def test_a_deleted_backup_does_not_come_back_with_an_old_copy(folders: Folders) 
     gone, kept = back_up(), back_up()
     old = folders.second.with_name("old")
     shutil.copytree(folders.second, old)
-    _delete(gone)
+    delete(gone)
     assert str(gone) not in ids_of(folders.first) | ids_of(folders.second)
     shutil.rmtree(folders.second)
     old.rename(folders.second)
@@ -188,7 +179,7 @@ def test_a_store_that_is_named_twice_is_one(
     use_stores(monkeypatch, folder, folder, f"file://{folder}", f"{folder}/")
     gone, kept = back_up(), back_up()
     erase(plant("A").id)
-    _delete(gone)
+    delete(gone)
     synced = get_backup_service().copy()
     assert (synced.copied, synced.failed, listed()) == (0, [], [kept])
     assert len(entries(folder)) == 1

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
 from backend.db_utils import session_scope
 from backend.models import BackupRecord
-from backend.services.audit_service import COMMAND_LINE
 from backend.services.catalogue_service import get_catalogue_service
-from backend.services.pruning_service import get_pruning_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service, using_store
 from tests.backup.promises import back_up, erase, is_there, restore, wait_until
@@ -19,28 +16,19 @@ from tests.backup.stores import (
     Folders,
     are_alike,
     away,
+    delete,
     entries,
+    folders,
     ids_of,
     listed,
     objects,
     tick,
-    use_folders,
     use_stores,
 )
 from tests.conftest import Run, Service
 from tests.privacy.people import plant
 
-
-@pytest.fixture
-def folders(
-    sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Folders]:
-    yield use_folders(monkeypatch, tmp_path, 2)
-    get_store_service().sync_due.clear()
-
-
-def _delete(backup_id: UUID) -> None:
-    get_pruning_service().delete(backup_id, COMMAND_LINE)
+__all__ = ["folders"]  # a fixture
 
 
 def test_while_a_copy_is_away_everything_goes_on_and_a_tick_makes_up_for_it(
@@ -101,7 +89,7 @@ def test_a_backup_that_is_deleted_while_a_copy_is_away_does_not_come_back_with_i
 ) -> None:
     gone, kept = back_up(), back_up()
     with away(folders.second):
-        _delete(gone)
+        delete(gone)
     tick()
     assert listed() == [kept]
     assert are_alike(folders)
@@ -124,7 +112,7 @@ def test_a_bucket_far_away_holds_nobody_up_and_gets_its_copies_later(
     use_stores(monkeypatch, first, far)
     gone, kept = back_up(), back_up()
     line.hang_up()
-    _delete(gone)
+    delete(gone)
     erase(plant("A").id)
     latest = back_up()
     assert [record.id for record in _records()] == [latest, kept]
