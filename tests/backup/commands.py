@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 WORKER: Final = "transfer_worker"
 # So often an act is killed by chance on each of `WAYS`, and once more surely. Each run of the suite
@@ -135,6 +137,12 @@ def running_commands(folder: Path) -> Iterator[Commands]:
         yield commands
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with running_commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 def children(process: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Making, proving and pruning backups, killed at any act: whole or none, and cleared up after."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -23,17 +22,14 @@ from tests.backup.aftermath import (
     start_again,
     while_it_is_built,
 )
-from tests.backup.commands import WAYS, Commands, killed_at_random, running_commands
+from tests.backup.commands import WAYS, Commands, commands, killed_at_random
 from tests.conftest import Service
 
 STORED: Final = 4
 IN_EVERY_WAY: Final = pytest.mark.parametrize(("service", "carried"), WAYS, indirect=["service"])
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with running_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+__all__ = ["commands"]  # a fixture
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -14,8 +13,8 @@ from tests.backup.aftermath import fill, leftovers, listed_are_whole, people, re
 from tests.backup.commands import (
     WORKER,
     Commands,
+    commands,
     is_running,
-    running_commands,
     wait_for_child,
     wait_until,
 )
@@ -26,10 +25,7 @@ CREATE: Final = ("backup", "create")
 ON_POSTGRES: Final = pytest.mark.parametrize("service", ["postgresql"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with running_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+__all__ = ["commands"]  # a fixture
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A restore killed at any act: the old database or the new one, whole, and cleared up after."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,7 @@ from tests.backup.aftermath import (
     start_again,
     while_it_is_built,
 )
-from tests.backup.commands import WAYS, Commands, killed_at_random, running_commands
+from tests.backup.commands import WAYS, Commands, commands, killed_at_random
 from tests.conftest import Service
 
 SWAP: Final = {
@@ -34,10 +33,7 @@ SWAP: Final = {
 }
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with running_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+__all__ = ["commands"]  # a fixture
 
 
 @pytest.fixture
