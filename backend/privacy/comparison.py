@@ -1,15 +1,18 @@
 """Which rows one database has and another has not, by their keys, in constant memory."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import String, collate, select
 from sqlalchemy.orm import Session
 
 from backend.privacy.mapped_tables import MappedTable
 
-_ROWS_PER_READ: Final = 2000
+_ROWS_PER_READ: Final = 1000
+Row = TypeVar("Row")
+Rows = Iterator[Sequence[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +33,41 @@ class TableChange:
 
 def compare(live: Session, restored: Session, mapped: MappedTable) -> TableChange:
     """Compare the keys of one table in two databases of the same engine."""
-    ours, theirs = _keys(live, mapped), _keys(restored, mapped)
-    here, there = next(ours, None), next(theirs, None)
     count, other, lost, regained = 0, 0, 0, 0
-    while here is not None or there is not None:
-        is_lost = there is None or (here is not None and here < there)
-        is_regained = here is None or (there is not None and there < here)
-        lost += is_lost
-        regained += is_regained
-        if not is_regained:
-            count, here = count + 1, next(ours, None)
-        if not is_lost:
-            other, there = other + 1, next(theirs, None)
+    for here, there in windows(_keys(live, mapped), _keys(restored, mapped), lambda key: key):
+        count += len(here)
+        other += len(there)
+        if here != there:
+            lost += len(set(here).difference(there))
+            regained += len(set(there).difference(here))
     return TableChange(count, other, lost, regained)
 
 
-def _keys(session: Session, mapped: MappedTable) -> Iterator[tuple[Any, ...]]:
+def windows(
+    ours: Rows[Row], theirs: Rows[Row], key: Callable[[Row], Any]
+) -> Iterator[tuple[Sequence[Row], Sequence[Row]]]:
+    """
+    Cut two streams of rows at the same keys: what has one key is in the same pair.
+
+    Args:
+        key: By it both are in order, within their parts and from one to the next.
+    """
+    here, there = next(ours, ()), next(theirs, ())
+    while here or there:
+        end = min(key(part[-1]) for part in (here, there) if part)
+        mine, other = (bisect_right(part, end, key=key) for part in (here, there))
+        yield here[:mine], there[:other]
+        here, there = here[mine:] or next(ours, ()), there[other:] or next(theirs, ())
+
+
+def _keys(session: Session, mapped: MappedTable) -> Rows[Any]:
     """Yield the keys in the order in which Python compares them."""
     by_bytes = {"postgresql": "C", "sqlite": "BINARY"}[session.get_bind().dialect.name]
     order = [collate(key, by_bytes) if isinstance(key.type, String) else key for key in mapped.keys]
     keys = select(*mapped.keys).order_by(*order).execution_options(yield_per=_ROWS_PER_READ)
-    yield from (tuple(row) for row in session.execute(keys))
+    if len(mapped.keys) == 1:
+        # By themselves: a million tuples are what would take the time.
+        yield from session.scalars(keys).partitions()
+        return
+    for part in session.execute(keys).partitions():
+        yield [tuple(row) for row in part]
