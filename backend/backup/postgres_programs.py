@@ -12,6 +12,7 @@ from typing import IO, BinaryIO, Final, cast
 
 from sqlalchemy import URL
 
+from backend.backup.priority import step_back
 from backend.errors import BackupDamagedError, HoldfastError, UnavailableError
 
 _PIPE_BYTES: Final = 1024 * 1024
@@ -24,6 +25,8 @@ _NOT_THE_DUMP: Final = re.compile(
     rb"terminating connection|server closed the connection|connection to server|the database system"
     rb"|No space left|could not (extend|write|fsync)|out of (shared )?memory|too many connections"
 )
+# Where programs and files lie, in which language they speak; and what libpq is told this way.
+_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "TZ", "KRB5", "PG")
 _JOBS: Final = min(4, os.cpu_count() or 1)
 
 
@@ -83,6 +86,7 @@ class Programs:
             pipesize=_PIPE_BYTES,
         ) as process:
             errors = _Collector(process.stderr)
+            step_back(process.pid)
 
             def require_whole() -> None:
                 # Checked before the archive's last chunk: a failed dump can never be opened.
@@ -155,7 +159,11 @@ class Programs:
             "PGDATABASE": name,
         }
         given = {key: str(value) for key, value in options.items() if value}
-        return {**os.environ, **given}
+        # Not our keys, and not what else we were told.
+        passed_on = {
+            name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)
+        }
+        return passed_on | given
 
 
 def _load_error(status: int, errors: "_Collector") -> HoldfastError:

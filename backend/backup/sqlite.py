@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 from sqlalchemy import Engine
 
 from backend.backup.database import Snapshot, moment_of, stamp
+from backend.backup.priority import step_back
 from backend.db_utils import make_engine, sqlite_path
 from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
 
@@ -50,26 +51,29 @@ class SqliteDatabase:
     def snapshot(self, tables: Iterable[str]) -> Iterator[Snapshot]:
         copy = self._new_scratch_file()
         try:
-            with (
-                _as_unavailable(),
-                closing(sqlite3.connect(self._path, timeout=_SWAP_WAIT_SECONDS)) as source,
-            ):
-                # The copy has lost its name before anybody could ask for it after a power cut.
-                source.execute("PRAGMA synchronous=OFF")
-                source.execute("VACUUM INTO ?", (str(copy),))
-            with closing(sqlite3.connect(copy)) as reader:
-                counts = {
-                    table: int(reader.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608 - names of our own tables
-                    for table in tables
-                }
-                revision = reader.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+            with _as_unavailable(), ThreadPoolExecutor(1, initializer=step_back) as aside:
+                counts, revision = aside.submit(self._copy, copy, tables).result()
             file = copy.open("rb")
         finally:
             # Read on through the descriptor: after a crash no plain copy is left on the disk.
             _unlink(copy)
         with file:
             size = os.fstat(file.fileno()).st_size
-            yield Snapshot(counts, str(revision), file, size, lambda: None)
+            yield Snapshot(counts, revision, file, size, lambda: None)
+
+    def _copy(self, copy: Path, tables: Iterable[str]) -> tuple[dict[str, int], str]:
+        """Copy the file, without its free pages; return the copy's rows per table and revision."""
+        with closing(sqlite3.connect(self._path, timeout=_SWAP_WAIT_SECONDS)) as source:
+            # The copy loses its name before anybody could ask for it after a power cut.
+            source.execute("PRAGMA synchronous=OFF")
+            source.execute("VACUUM INTO ?", (str(copy),))
+        with closing(sqlite3.connect(copy)) as reader:
+            counts = {
+                table: int(reader.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])  # noqa: S608 - names of our own tables
+                for table in tables
+            }
+            revision = reader.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+        return counts, str(revision)
 
     def rebuild(self, fill: Callable[[BinaryIO], None]) -> Engine:
         scratch = self._new_scratch_file()
@@ -88,7 +92,7 @@ class SqliteDatabase:
 
         questions = ("PRAGMA integrity_check(1)", "PRAGMA foreign_key_check")
         try:
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(initializer=step_back) as pool:
                 sound, broken = pool.map(first_row, questions)
         except sqlite3.DatabaseError:
             sound, broken = None, None

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from backend.backup.archive import Stored, read_archive, write_archive
+from backend.backup.priority import step_back
 from backend.backup.stores import StoreAddress, open_store
 from backend.crypto.files import PayloadKey
 from backend.errors import HoldfastError, UnavailableError
@@ -23,7 +24,6 @@ from backend.errors import HoldfastError, UnavailableError
 READ_BYTES: Final = 1024 * 1024
 WHOLE: Final = "whole"
 _REPORT_SECONDS: Final = 0.2
-_NICE: Final = 10
 
 
 class _Parent:
@@ -59,8 +59,7 @@ class _Parent:
 
 def main() -> int:
     """Do the job; say how it ended."""
-    # Whoever waits for an answer of the service goes first.
-    os.nice(_NICE)
+    step_back(os.getpid())
     parent = _Parent()
     try:
         parent.say(done=_carry(parent))
