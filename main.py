@@ -31,6 +31,7 @@ from backend.api import (
     privacy,
     processing,
     retention,
+    scheduler,
 )
 from backend.api.middleware import RequestMiddleware
 from backend.api.problems import Problem, add_problem_handlers
@@ -55,7 +56,8 @@ _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
 # How long requests under way may go on once the process was asked to stop.
 _STOP_SECONDS: Final = 5
 _ROUTERS: Final = (
-    auth, privacy, erasures, retention, holds, processing, backups, encryption, operation,
+    auth, privacy, erasures, retention, holds, scheduler, processing, backups, encryption,
+    operation,
 )  # fmt: skip
 
 

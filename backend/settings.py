@@ -5,6 +5,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -41,6 +42,7 @@ class BackupVerify(StrEnum):
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
 MIN_JWT_SECRET_CHARS = 32
+MIN_WEBHOOK_SECRET_CHARS = 24
 MAX_EMAIL_CHARS = 254
 _LOCAL_TIME = r"([01]\d|2[0-3]):[0-5]\d"
 _ADDRESS = re.compile(r"[^@\s]+@\S+")
@@ -52,6 +54,15 @@ _PLACEHOLDER = re.compile(
 def is_address(text: str) -> bool:
     """Say whether *text* may be an e-mail address; which ones exist only their servers know."""
     return len(text) <= MAX_EMAIL_CHARS and text.isprintable() and bool(_ADDRESS.fullmatch(text))
+
+
+def is_web_address(text: str) -> bool:
+    """Say whether *text* is where a webhook may be: `https://`, or `http://` for tests at home."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("https", "http") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -130,6 +141,15 @@ class Settings(BaseSettings):
     retention_feedback_action: RetentionAction = RetentionAction.DELETE
     retention_user_days: int = Field(default=3650, gt=0, le=MAX_RETENTION_DAYS)
     retention_user_action: RetentionAction = RetentionAction.ANONYMIZE
+    retention_statutory_days: int = Field(default=2555, ge=0, le=MAX_RETENTION_DAYS)
+    retention_notice_days: int = Field(default=0, ge=0, le=MAX_RETENTION_DAYS)
+    retention_brake_percent: int = Field(default=20, gt=0, le=100)
+    retention_brake_multiple: int = Field(default=10, gt=0)
+    retention_brake_rows: int = Field(default=20, ge=0)
+
+    alert_webhook_url: SecretStr | None = None
+    alert_webhook_secret: SecretStr | None = None
+    alert_webhook_allow_private: bool = False
 
     phone_region: str | None = Field(default=None, pattern="^[A-Z]{2}$")
     data_map_ignore: str = ""
@@ -181,6 +201,20 @@ class Settings(BaseSettings):
     def _both_or_neither(self) -> Self:
         if (self.ssl_cert_path is None) != (self.ssl_key_path is None):
             raise ValueError("SSL_CERT_PATH and SSL_KEY_PATH go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _alerts_are_signed(self) -> Self:
+        if self.alert_webhook_url is None:
+            return self
+        if not is_web_address(self.alert_webhook_url.get_secret_value()):
+            raise ValueError("ALERT_WEBHOOK_URL is not an https:// address")
+        secret = self.alert_webhook_secret
+        if secret is None or len(secret.get_secret_value()) < MIN_WEBHOOK_SECRET_CHARS:
+            raise ValueError(
+                "ALERT_WEBHOOK_URL needs an ALERT_WEBHOOK_SECRET of at least "
+                f"{MIN_WEBHOOK_SECRET_CHARS} characters"
+            )
         return self
 
     @model_validator(mode="after")

@@ -146,6 +146,7 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str | No
         "SCHEDULER_ENABLED": "false",
         # Tests that are about it set it; the others need not wait for it.
         "BACKUP_VERIFY": "off",
+        "RETENTION_STATUTORY_DAYS": "0",
         "ADMIN_EMAIL": ADMIN,
     }
     if url is not None:

@@ -92,14 +92,59 @@ POLICY_IN_FORCE: Final[Example] = {
     "retention_period": "P10Y",
     "action": "anonymize",
     "enabled": True,
+    "year_end": False,
     "source": "api",
     "updated_at": _AT,
+    "description": "rows of invoices are made anonymous 10 years from issued on",
+}
+POLICY_CHANGE: Final[Example] = {
+    "data_type": "invoice",
+    "version": 1,
+    "changed_at": _AT,
+    "changed_by": "command line",
+    "before": {
+        "retention_period": "P2555D",
+        "year_end": False,
+        "action": "anonymize",
+        "enabled": True,
+        "source": "environment",
+    },
+    "after": {
+        "retention_period": "P10Y",
+        "year_end": True,
+        "action": "anonymize",
+        "enabled": True,
+        "source": "api",
+    },
+}
+FORECAST: Final[Example] = {
+    "items": [
+        {
+            "data_type": "invoice",
+            "due_now": 12,
+            "months": [{"month": "2026-11", "due": 3}, {"month": "2026-12", "due": 40}],
+        }
+    ]
+}
+NOTICES: Final[Example] = {
+    "items": [
+        {
+            "id": _RUN_ID,
+            "user_id": 7,
+            "email": "jane@example.com",
+            "ends_at": _AT,
+            "queued_at": _AT,
+            "sent_at": None,
+        }
+    ]
 }
 POLICY_STATE: Final[Example] = POLICY_IN_FORCE | {
     "rows": 340,
     "due": 12,
+    "due_soon": 3,
     "held": 2,
     "last_run_at": _AT,
+    "next_run_at": _AT,
 }
 APPLY: Final[Example] = {"dry_run": True, "data_type": "feedback"}
 _RESULT: Final[Example] = {
@@ -115,6 +160,7 @@ APPLIED: Final[Example] = {
     "dry_run": False,
     "plan_digest": _DIGEST,
     "results": [_RESULT],
+    "brakes": [],
 }
 
 HOLD: Final[Example] = {"scope": "person", "user_id": 7, "reason": "claim of 2026-11"}
@@ -171,3 +217,32 @@ KEY_STATUS: Final[Example] = {
 def of(example: Example) -> dict[str, Example]:
     """Wrap *example* for a model's `json_schema_extra`."""
     return {"example": example}
+
+
+SCHEDULER: Final[Example] = {
+    "running": True,
+    "jobs": [
+        {
+            "name": "retention",
+            "at": "02:00",
+            "next_due_at": _AT,
+            "last_due_at": _AT,
+            "last_status": "done",
+            "last_attempts": 1,
+            "last_finished_at": _AT,
+            "last_error": None,
+        }
+    ],
+    "alerts": [
+        {
+            "id": _RUN_ID,
+            "kind": "retention_brake",
+            "about": "feedback",
+            "code": "share",
+            "raised_at": _AT,
+            "sent_at": None,
+            "attempts": 0,
+            "error": None,
+        }
+    ],
+}

@@ -1,6 +1,7 @@
 """For probes: alive, ready, metrics; and the self-hosted API page."""
 
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.api.dependencies import Answer
 from backend.db_utils import get_engine, session_scope
 from backend.errors import ConfigurationError, UnavailableError
+from backend.services.alert_service import get_alert_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.scheduler_service import get_scheduler_service
@@ -24,6 +26,10 @@ router = APIRouter(tags=["operation"])
 _NEWEST: Final = Gauge("holdfast_backup_age_seconds", "Age of the newest backup")
 _PROVEN: Final = Gauge(
     "holdfast_backup_proven_age_seconds", "Age of the newest backup that was proven to restore"
+)
+_ALERTS: Final = Gauge("holdfast_alerts", "Alerts raised within a day", ["kind"])
+_JOB_DONE: Final = Gauge(
+    "holdfast_job_last_done_timestamp_seconds", "When a job was last done", ["job"]
 )
 _DOCS_PAGE: Final = Path(__file__).parent.parent / "web" / "docs.html"
 
@@ -71,6 +77,12 @@ def metrics() -> Response:
     for gauge, seconds in ((_NEWEST, age.newest_seconds), (_PROVEN, age.proven_seconds)):
         # None was ever made: an alert on age must fire.
         gauge.set(math.inf if seconds is None else seconds)
+    # That the database does not answer is told elsewhere.
+    with suppress(SQLAlchemyError), session_scope(read_only=True) as session:
+        for kind, count in get_alert_service().counts(session).items():
+            _ALERTS.labels(kind).set(count)
+        for job, moment in get_scheduler_service().last_done(session).items():
+            _JOB_DONE.labels(job).set(moment.timestamp())
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

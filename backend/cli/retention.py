@@ -1,14 +1,17 @@
 """Commands for retention."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from backend.cli.showing import AsJson, DryRun, print_json, print_table, show_rows
+from backend.cli.showing import AsJson, DryRun, print_bars, print_json, print_table, show_rows
 from backend.db_utils import session_scope
 from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.retention_service import get_retention_service
+from backend.services.policy_service import get_policy_service
+from backend.services.retention_service import Forecast, get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction
 
@@ -17,24 +20,42 @@ app = typer.Typer(help="Retention: what is due, and applying it.", no_args_is_he
 
 @app.command()
 def status(*, as_json: AsJson = False) -> None:
-    """Show every policy, with what is due now."""
+    """Show every policy, with what is due now and over the coming months."""
     get_setup_service().open()
     with session_scope(read_only=True) as session:
         states = get_retention_service().states(session)
+        forecasts = get_retention_service().forecast(session)
+    coming = {
+        one.data_type: [{"month": m, "due": due} for m, due in one.months] for one in forecasts
+    }
     rows = [
         {
             "data_type": state.policy.data_type,
             "period": str(state.policy.period),
+            "year_end": state.policy.period.year_end,
             "action": state.policy.action,
             "enabled": state.policy.enabled,
             "rows": state.rows,
             "due": state.due,
+            "due_soon": state.due_soon,
             "held": state.held,
             "last_run_at": state.last_run_at,
         }
         for state in states
     ]
-    show_rows(rows, as_json=as_json)
+    if as_json:
+        print_json({"items": [row | {"months": coming[str(row["data_type"])]} for row in rows]})
+        return
+    show_rows(rows, as_json=False)
+    _draw(forecasts)
+
+
+def _draw(forecasts: Sequence[Forecast]) -> None:
+    for one in forecasts:
+        months = [("now", one.due_now), *one.months]
+        if any(due for _, due in months):
+            print(f"\n{one.data_type}: rows that become due")
+            print_bars(months)
 
 
 @app.command()
@@ -44,15 +65,25 @@ def policy(
     action: RetentionAction,
     *,
     enabled: bool = True,
+    year_end: Annotated[
+        bool, typer.Option("--year-end", help="Counted from the end of the anchor's year.")
+    ] = False,
 ) -> None:
     """Set the policy of one data type; it wins over the environment."""
-    parsed = Period.parse(period)
+    parsed = Period.parse(period, year_end=year_end)
     get_setup_service().open()
     with session_scope() as session:
-        get_retention_service().set_policy(
-            session, COMMAND_LINE, data_type, parsed, action, enabled=enabled
-        )
+        get_policy_service().set(session, COMMAND_LINE, data_type, parsed, action, enabled=enabled)
     print(f"{data_type}: {action} after {parsed.words}")
+
+
+@app.command()
+def versions(data_type: str, *, as_json: AsJson = False) -> None:
+    """Show who changed the policy of one data type, when, from what to what."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        changes = get_policy_service().changes(session, data_type)
+    show_rows([asdict(change) for change in changes], as_json=as_json)
 
 
 @app.command()
@@ -65,13 +96,14 @@ def apply(
 ) -> None:
     """Apply the enabled policies."""
     get_setup_service().open()
-    with session_scope() as session:
-        run = get_retention_service().apply(
-            session, COMMAND_LINE, dry_run=dry_run, data_type=data_type, plan_digest=plan_digest
-        )
+    run = get_retention_service().apply(
+        COMMAND_LINE, dry_run=dry_run, data_type=data_type, plan_digest=plan_digest
+    )
     if as_json:
         print_json(run)
         return
     columns = ("data_type", "action", "cutoff", "matched", "held", "affected")
     print_table(columns, [[getattr(r, name) for name in columns] for r in run.results])
     print(f"{'dry run; ' if dry_run else ''}plan digest {run.plan_digest}")
+    for brake in run.brakes if dry_run else ():
+        print(f"needs this digest to run: {brake.words}")

@@ -3,11 +3,11 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, TypeVar
 
 import orjson
 import typer
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
 
+_BAR_COLUMNS: Final = 50
 # Piped, a table is as wide as it needs: programs read lines, not columns of 80.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
@@ -137,6 +138,16 @@ def print_table(columns: tuple[str, ...], rows: Any) -> None:
         # As text: a label with brackets is no markup.
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     out.print(table)
+
+
+def print_bars(values: Sequence[tuple[str, int]]) -> None:
+    """Print a bar for each of *values*, the longest as wide as there is room for."""
+    most = max((value for _, value in values), default=0) or 1
+    names = max(len(name) for name, _ in values)
+    for name, value in values:
+        # What is there at all is seen.
+        bar = "█" * max(round(_BAR_COLUMNS * value / most), bool(value))
+        print(f"{name:<{names}}  {bar} {value}")
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,12 @@
 """The tables, and the data map that their declarations give."""
 
-from backend.models.acts import ErasureRecord, ErasureStatus, PlannedErasure, QueuedErasure
+from backend.models.acts import (
+    ErasureRecord,
+    ErasureStatus,
+    InactivityNotice,
+    PlannedErasure,
+    QueuedErasure,
+)
 from backend.models.base import Base
 from backend.models.consent import DataConsent
 from backend.models.hotel import Booking, Feedback, Invoice, InvoiceLine, Payment
@@ -14,6 +20,8 @@ from backend.models.people import (
     User,
 )
 from backend.models.records import (
+    Alert,
+    AlertKind,
     AuditEvent,
     BackupRecord,
     BackupStatus,
@@ -27,7 +35,9 @@ from backend.models.records import (
     LedgerEntry,
     LedgerKind,
     LegalHold,
+    PolicyVersion,
     RetentionPolicy,
+    RetentionStatus,
     RevokedToken,
 )
 from backend.privacy.data_map import DataMap
@@ -38,6 +48,8 @@ __all__ = [
     "BLIND_INDEXES",
     "DATA_MAP",
     "IDENTITY_INDEXES",
+    "Alert",
+    "AlertKind",
     "AuditEvent",
     "BackupRecord",
     "BackupStatus",
@@ -53,6 +65,7 @@ __all__ = [
     "ErasureStatus",
     "Feedback",
     "HoldScope",
+    "InactivityNotice",
     "IndexedColumn",
     "Installation",
     "Invoice",
@@ -64,8 +77,10 @@ __all__ = [
     "LegalHold",
     "Payment",
     "PlannedErasure",
+    "PolicyVersion",
     "QueuedErasure",
     "RetentionPolicy",
+    "RetentionStatus",
     "RevokedToken",
     "Role",
     "User",

@@ -98,3 +98,33 @@ class QueuedErasure(Base):
     reason: Mapped[str | None] = mapped_column(RowEncrypted(), info=personal("user.content"))
     queued_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
     queued_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+
+
+class InactivityNotice(Base):
+    """A person who is to be told that their account ends unless they use it."""
+
+    __tablename__ = "inactivity_notices"
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "info": owned_table(
+            by="user_id",
+            purpose="Telling people before their unused account ends",
+            basis="fairness (GDPR art. 5(1)(a))",
+            source="the service",
+            always_delete=True,
+            carried_over=True,
+        )
+    }
+
+    id: Mapped[uuid.UUID] = mapped_column(
+        Uuid, primary_key=True, default=uuid.uuid4, info=not_personal(_ID)
+    )
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id"), unique=True, info=not_personal("whose; goes with it")
+    )
+    ends_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, info=not_personal("when the account ends unless it is used; goes with it")
+    )
+    queued_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    sent_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, index=True, info=not_personal(_WHEN)
+    )

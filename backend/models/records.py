@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, Uuid
+from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text, Uuid, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.columns import Encrypted, RowEncrypted
@@ -35,6 +35,34 @@ class RetentionPolicy(Base):
     enabled: Mapped[bool] = mapped_column(info=not_personal("whether it runs"))
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
     updated_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
+    year_end: Mapped[bool] = mapped_column(
+        default=False,
+        server_default=false(),
+        info=not_personal("whether the period begins when the anchor's year ends"),
+    )
+
+
+class PolicyVersion(Base):
+    """One change of a policy: what it was before and after."""
+
+    __tablename__ = "policy_versions"
+    __table_args__ = {"info": control_table("Who changed which retention policy")}  # noqa: RUF012 - SQLAlchemy's form
+
+    data_type: Mapped[str] = mapped_column(
+        String(64), primary_key=True, info=not_personal("which data the policy is for")
+    )
+    version: Mapped[int] = mapped_column(primary_key=True, info=not_personal("counts from 1"))
+    before: Mapped[str] = mapped_column(Text, info=not_personal("JSON: the policy until then"))
+    after: Mapped[str] = mapped_column(Text, info=not_personal("JSON: the policy from then on"))
+    changed_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    changed_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
+
+
+class RetentionStatus(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
 
 
 class DataRetentionLog(Base):
@@ -58,7 +86,20 @@ class DataRetentionLog(Base):
     plan_digest: Mapped[str] = mapped_column(String(64), info=not_personal("digest of the plan"))
     started_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    # Of a run that goes on, or did not end, when its last batch was done.
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    status: Mapped[str] = mapped_column(
+        String(16),
+        default=RetentionStatus.DONE,
+        server_default=RetentionStatus.DONE,
+        info=not_personal("how it ended: a RetentionStatus"),
+    )
+    period: Mapped[str | None] = mapped_column(
+        String(32), info=not_personal("ISO 8601 duration that was applied")
+    )
+    year_end: Mapped[bool | None] = mapped_column(
+        info=not_personal("whether it was counted from the end of the anchor's year")
+    )
 
 
 class HoldScope(StrEnum):
@@ -231,6 +272,41 @@ class JobRun(Base):
     attempts: Mapped[int] = mapped_column(info=not_personal("count of attempts"))
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
     error: Mapped[str | None] = mapped_column(String(200), info=not_personal("code of the failure"))
+
+
+class AlertKind(StrEnum):
+    JOB_FAILED = "job_failed"
+    JOB_LATE = "job_late"
+    RETENTION_BRAKE = "retention_brake"
+    BACKUP_UNPROVEN = "backup_unproven"
+    HOLD_REVIEW = "hold_review"
+
+
+class Alert(Base):
+    """Something that a person has to look at, and whether the webhook was told."""
+
+    __tablename__ = "alerts"
+    __table_args__ = {"info": control_table("What somebody has to look at")}  # noqa: RUF012 - SQLAlchemy's form
+
+    id: Mapped[uuid.UUID] = mapped_column(
+        Uuid, primary_key=True, default=uuid.uuid4, info=not_personal(_ID)
+    )
+    kind: Mapped[AlertKind] = mapped_column(
+        closed_set(AlertKind), info=not_personal("what happened")
+    )
+    about: Mapped[str] = mapped_column(
+        String(64), info=not_personal("name of a job or data type, or number of a record")
+    )
+    code: Mapped[str] = mapped_column(String(64), info=not_personal("code of the failure"))
+    raised_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True, info=not_personal(_WHEN))
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    attempts: Mapped[int] = mapped_column(
+        default=0, info=not_personal("count of attempts to tell the webhook")
+    )
+    retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    error: Mapped[str | None] = mapped_column(
+        String(64), info=not_personal("why the webhook was not told")
+    )
 
 
 class RevokedToken(Base):

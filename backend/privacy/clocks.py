@@ -1,7 +1,7 @@
 """Clocks: from what and until when rows are kept, as conditions of the database."""
 
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import BindParameter, Column, ColumnElement, Date, Select, bindparam, func, select
@@ -34,16 +34,24 @@ def anchor_of(clock: MappedTable) -> Column[Any]:
     return clock.table.c[clock.rule.retention.anchor]
 
 
-def is_due(clock: MappedTable, cutoff: datetime | BindParameter[Any]) -> ColumnElement[bool]:
+def is_due(clock: MappedTable, cutoff: date | BindParameter[Any]) -> ColumnElement[bool]:
     """
-    Return the predicate for rows of *clock* whose anchor has reached *cutoff*.
+    Return the predicate for rows of *clock* whose anchor has reached *cutoff*; see `cutoff_of`.
 
-    A row without an anchor is never due. A date counts from its end, so that nothing that
-    happened on that day leaves early.
+    A row without an anchor is never due.
     """
     anchor = anchor_of(clock)
-    limit = _limit(clock, cutoff) if isinstance(cutoff, datetime) else cutoff
-    return anchor < limit if isinstance(anchor.type, Date) else anchor <= limit
+    return anchor < cutoff if isinstance(anchor.type, Date) else anchor <= cutoff
+
+
+def cutoff_of(clock: MappedTable, period: Period, now: datetime) -> date:
+    """
+    Return the last instant that is due at *now*; of anchors that are days, the first that is not.
+
+    A day counts from its end, so that nothing that happened on it leaves early.
+    """
+    of_days = isinstance(anchor_of(clock).type, Date)
+    return period.cutoff_day(now) if of_days else period.cutoff(now)
 
 
 def cutoff_param(clock: MappedTable) -> BindParameter[Any]:
@@ -54,7 +62,7 @@ def cutoff_param(clock: MappedTable) -> BindParameter[Any]:
 def cutoffs(data_map: DataMap, periods: Periods, now: datetime) -> dict[str, Any]:
     """Return the values of every `cutoff_param` at *now*."""
     return {
-        str(cutoff_param(clock).key): _limit(clock, periods[data_type].cutoff(now))
+        str(cutoff_param(clock).key): cutoff_of(clock, periods[data_type], now)
         for data_type, clock in data_map.by_data_type.items()
     }
 
@@ -83,10 +91,6 @@ def end_of(
         return None
     period = periods[data_type_of(clock)]
     try:
-        return period.end(last if isinstance(last, datetime) else last + timedelta(days=1))
+        return period.end(last) if isinstance(last, datetime) else period.end_of_day(last)
     except (OverflowError, ValueError):
         return date.max
-
-
-def _limit(clock: MappedTable, cutoff: datetime) -> date | datetime:
-    return cutoff.date() if isinstance(anchor_of(clock).type, Date) else cutoff

@@ -48,15 +48,22 @@ Terms = Collection[str] | Select[Any] | BindParameter[Any]
 
 # Parameters must not be named as columns are.
 KEY_PARAM: Final = "walk_key"
+_KEYS_PARAM: Final = "walk_keys"
 _TABLES: Final = "walk_tables"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Whether a person has a row of their own, and by what others' rows may name them."""
+    """
+    Whether a person has a row of their own, and by what others' rows may name them.
+
+    Attributes:
+        many: They are several; what names them is read from their rows.
+    """
 
     has_row: bool
     identities: tuple[Identity, ...]
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,12 @@ class Subjects:
         return replace(of_shape(data_map, shape), params=params)
 
     @classmethod
+    def many(cls, data_map: DataMap, keys: Collection[object]) -> "Subjects":
+        """Several people, by the keys of their rows; statements over them are built once."""
+        shape = Shape(has_row=True, identities=(), many=True)
+        return replace(of_shape(data_map, shape), params={_KEYS_PARAM: list(keys)})
+
+    @classmethod
     def where(cls, data_map: DataMap, rows: ColumnElement[bool]) -> "Subjects":
         """All people of the subject table whom *rows* selects, and how their rows name them."""
         terms = {
@@ -112,6 +125,9 @@ def _term_param(identity: Identity) -> str:
 def of_shape(data_map: DataMap, shape: Shape) -> Subjects:
     """Return anybody of *shape*, for statements that are built once; without `params`."""
     key = data_map.subject.key
+    if shape.many:
+        several = key.in_(bindparam(_KEYS_PARAM, expanding=True, type_=key.type))
+        return replace(Subjects.where(data_map, several), shape=shape)
     rows = key == bindparam(KEY_PARAM, type_=key.type) if shape.has_row else None
     terms: dict[Identity, Terms] = {
         each: bindparam(_term_param(each), expanding=True, type_=String())

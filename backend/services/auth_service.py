@@ -25,6 +25,7 @@ from backend.models import RevokedToken, Role, User
 from backend.models.people import EMAIL_INDEX
 from backend.services.audit_service import ANYONE, Actor, get_audit_service
 from backend.services.encryption_service import read_secret, write_secret
+from backend.services.notice_service import get_notice_service
 from backend.settings import MAX_EMAIL_CHARS, MIN_JWT_SECRET_CHARS, get_settings, is_address
 
 log = structlog.get_logger(__name__)
@@ -71,6 +72,7 @@ class AuthService:
         actor = Actor("person", user.role, user.id, uid=user.uid)
         with session_scope() as session:
             session.execute(update(User).where(User.id == user.id).values(last_activity_at=now))
+            get_notice_service().cancel(session, user.id)
             get_audit_service().record(
                 session, "sign_in", actor.during(request_id), subject=user.uid
             )

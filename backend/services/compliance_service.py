@@ -28,8 +28,8 @@ from backend.services.consent_service import ConsentRecord, get_consent_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import Erasure, get_erasure_service
 from backend.services.hold_service import get_hold_service
+from backend.services.policy_service import get_policy_service
 from backend.services.reference_service import reference_to
-from backend.services.retention_service import get_retention_service
 from backend.services.subject_service import Subject, Who, get_subject_service
 from backend.settings import get_settings
 
@@ -142,7 +142,7 @@ class ComplianceService:
 
     def _terms(self, session: Session, user_id: int | None) -> Terms:
         settings = get_settings()
-        policies = get_retention_service().policies(session)
+        policies = get_policy_service().policies(session)
         holds = [] if user_id is None else get_hold_service().on_person(session, user_id)
         return Terms(
             controller=settings.controller_name,

@@ -28,6 +28,7 @@ from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.backup_service import get_backup_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
+from backend.services.policy_service import get_policy_service
 from backend.services.restore_service import get_restore_service
 from backend.services.retention_service import get_retention_service
 from backend.services.sample_service import Progress, get_sample_service
@@ -144,10 +145,8 @@ class DemoService:
                 action = (
                     RetentionAction.DELETE if data_type == "feedback" else RetentionAction.ANONYMIZE
                 )
-                get_retention_service().set_policy(
-                    session, _ACTOR, data_type, period, action, enabled=True
-                )
-            run = get_retention_service().apply(session, _ACTOR, dry_run=True)
+                get_policy_service().set(session, _ACTOR, data_type, period, action, enabled=True)
+        run = get_retention_service().apply(_ACTOR, dry_run=True)
         facts = {r.data_type: f"{r.affected} due" for r in run.results}
         return Chapter(
             "Retention, tried first",
@@ -159,11 +158,12 @@ class DemoService:
 
     def _apply_retention(self) -> Chapter:
         service = get_retention_service()
-        with session_scope() as session:
+        with session_scope(read_only=True) as session:
             before = _count(session, Booking)
-            tried = service.apply(session, _ACTOR, dry_run=True)
-            run = service.apply(session, _ACTOR, dry_run=False, plan_digest=tried.plan_digest)
-            left = service.apply(session, _ACTOR, dry_run=True).affected
+        tried = service.apply(_ACTOR, dry_run=True)
+        run = service.apply(_ACTOR, dry_run=False, plan_digest=tried.plan_digest)
+        left = service.apply(_ACTOR, dry_run=True).affected
+        with session_scope(read_only=True) as session:
             anonymous = _count(session, Booking, Booking.anonymized_at.is_not(None))
         return Chapter(
             "Retention, applied",

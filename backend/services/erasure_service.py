@@ -43,7 +43,7 @@ from backend.services.audit_service import Actor, get_audit_service
 from backend.services.certificate_service import get_certificate_service
 from backend.services.ledger_service import MODES, get_ledger_service
 from backend.services.mention_service import get_mention_service
-from backend.services.retention_service import get_retention_service
+from backend.services.policy_service import get_policy_service
 from backend.services.subject_service import Subject, Who, get_subject_service
 from backend.settings import get_settings
 
@@ -234,7 +234,7 @@ class ErasureService:
             DATA_MAP,
             subject.rows,
             mode=mode,
-            periods=get_retention_service().periods(session),
+            periods=get_policy_service().periods(session),
             now=datetime.now(UTC),
         )
 

@@ -1,6 +1,6 @@
 """Legal holds: what must stay, whatever erasure or retention says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -104,7 +104,9 @@ class HoldService:
         people: set[int] = set()
         data_types: set[str] = set()
         rows: dict[str, set[int]] = {}
-        for hold in session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None))):
+        # Their reasons are sealed, and nobody asks for them here.
+        named = select(LegalHold.scope, LegalHold.user_id, LegalHold.row_id, LegalHold.data_type)
+        for hold in session.execute(named.where(LegalHold.released_at.is_(None))):
             if hold.scope is HoldScope.PERSON and hold.user_id is not None:
                 people.add(hold.user_id)
             elif hold.scope is HoldScope.ROW and hold.row_id is not None:
@@ -113,6 +115,12 @@ class HoldService:
                 data_types.add(hold.data_type)
         frozen = {data_type: frozenset(ids) for data_type, ids in rows.items()}
         return Holds(frozenset(people), frozenset(data_types), frozen)
+
+    def due_for_review(self, session: Session, now: datetime) -> Sequence[UUID]:
+        """The standing holds of which somebody was to ask by now whether they still stand."""
+        return session.scalars(
+            select(LegalHold.id).where(LegalHold.released_at.is_(None), LegalHold.review_on <= now)
+        ).all()
 
     def on_person(self, session: Session, user_id: int) -> list[LegalHold]:
         """The standing holds that keep this person or a row of theirs."""

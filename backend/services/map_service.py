@@ -24,7 +24,7 @@ from backend.privacy.processing import (
     Records,
     records,
 )
-from backend.services.retention_service import Policy, get_retention_service
+from backend.services.policy_service import Policy, get_policy_service
 from backend.settings import get_settings
 
 FORMAT_NAME: Final = "holdfast-data-map"
@@ -124,7 +124,7 @@ class MapService:
 
     def records(self, session: Session, now: datetime | None = None) -> Records:
         """Draw up the records of processing (GDPR art. 30), by the policies now in force."""
-        settings, policies = get_settings(), get_retention_service().policies(session)
+        settings, policies = get_settings(), get_policy_service().policies(session)
         return records(
             DATA_MAP,
             controller=Controller(settings.controller_name, settings.controller_contact),

@@ -253,14 +253,15 @@ class RestoreService:
             replayed = get_ledger_service().replay(restored, get_erasure_service().erase_again)
             empty_wal_after_commit(restored)
             restricted = _restricted_rows(restored) - restricted
-            run = get_retention_service().apply(restored, actor, dry_run=False)
+            retired = get_retention_service().apply_again(restored, actor)
+            empty_wal_after_commit(restored)
             restored.flush()
             tables = {m.name: compare(live, restored, m) for m in DATA_MAP.of_people}
         return Restored(
             origin.backup_id,
             origin.created_at,
             True,
-            Reapplied(replayed.erasures, consents + replayed.consents, restricted, run.affected),
+            Reapplied(replayed.erasures, consents + replayed.consents, restricted, retired),
             tables,
             [
                 name

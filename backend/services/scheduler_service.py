@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final, cast
-from zoneinfo import ZoneInfo
 
 import schedule
 import structlog
@@ -26,9 +25,14 @@ from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
 from backend.errors import ConflictError, HoldfastError
-from backend.models import JobRun, JobStatus
+from backend.models import AlertKind, JobRun, JobStatus
+from backend.services.alert_service import get_alert_service
 from backend.services.audit_service import SCHEDULER
 from backend.services.backup_service import get_backup_service
+from backend.services.brake_service import BrakeError
+from backend.services.catalogue_service import get_catalogue_service
+from backend.services.hold_service import get_hold_service
+from backend.services.job_times import last_due, next_due
 from backend.services.pruning_service import get_pruning_service
 from backend.services.queue_service import get_queue_service
 from backend.services.retention_service import get_retention_service
@@ -42,6 +46,9 @@ LEASE: Final = timedelta(minutes=5)
 MAX_ATTEMPTS: Final = 5
 _BACKOFF: Final = timedelta(minutes=1)
 _STOP_SECONDS: Final = 2
+_LATE: Final = timedelta(hours=1)
+# Backups are proven every night: one that fails is tried again the next.
+_PROVEN_WITHIN: Final = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,16 @@ class Job:
     run_alone: Callable[[], object] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job: when it is due next (`None` if switched off), and how its last run went."""
+
+    name: str
+    at: str | None
+    next_due_at: datetime | None
+    last: JobRun | None
+
+
 class LeaseLostError(HoldfastError):
     """Another runner took the job over, so this one's work is undone."""
 
@@ -76,10 +93,11 @@ class SchedulerService:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._jobs = (
-            Job("retention", _retention_time, run=_apply_retention),
+            Job("retention", _retention_time, run_alone=_apply_retention),
             Job("backup", _backup_time, run_alone=_back_up),
             Job("backup_proof", _backup_time, run_alone=_prove_backups),
             Job("backup_expiry", _retention_time, run_alone=_expire_backups),
+            Job("watch", _retention_time, run=_watch),
         )
 
     def start(self) -> None:
@@ -113,6 +131,35 @@ class SchedulerService:
                     done.append(job.name)
         return done
 
+    def next_run(self, name: str) -> datetime | None:
+        """Return when a job is due next; `None` where it, or the scheduler, is switched off."""
+        settings = get_settings()
+        at = next(job.at(settings) for job in self._jobs if job.name == name)
+        if at is None or not settings.scheduler_enabled:
+            return None
+        return next_due(datetime.now(UTC), time.fromisoformat(at), settings.zone)
+
+    def states(self, session: Session) -> list[JobState]:
+        """Every job, when it is due and how it went."""
+        newest = select(JobRun).order_by(JobRun.due_at.desc()).limit(1)
+        return [
+            JobState(
+                job.name,
+                job.at(get_settings()),
+                self.next_run(job.name),
+                session.scalar(newest.where(JobRun.job == job.name)),
+            )
+            for job in self._jobs
+        ]
+
+    def last_done(self, session: Session) -> dict[str, datetime]:
+        """When each job was last done, of those that ever were."""
+        done = select(JobRun.job, func.max(JobRun.finished_at)).where(
+            JobRun.status == JobStatus.DONE, JobRun.finished_at.is_not(None)
+        )
+        found = session.execute(done.group_by(JobRun.job))
+        return {job: moment for job, moment in found if moment is not None}
+
     def _loop(self) -> None:
         ticker = schedule.Scheduler()
         ticker.every(TICK_SECONDS).seconds.do(self._tick_safely)
@@ -129,6 +176,7 @@ class SchedulerService:
                     get_backup_service().copy()
             # Released holds let theirs run at once; these are of a process that died before.
             get_queue_service().run()
+            get_alert_service().tell()
         except Exception as err:  # noqa: BLE001 - the edge of the thread
             log.error("scheduler_tick_failed", error=type(err).__name__)
 
@@ -147,6 +195,11 @@ class SchedulerService:
                 if job.run is not None:
                     job.run(session)
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
+        except BrakeError as err:
+            # It has raised its own alerts; trying again would change nothing.
+            log.warning("job_needs_confirmation", job=job.name)
+            with suppress(LeaseLostError), session_scope() as session:
+                self._settle(session, job.name, due_at, JobStatus.FAILED, err.code, final=True)
         except ConflictError as err:
             # A backup or restore is running elsewhere: that is no failed attempt.
             log.info("job_waits", job=job.name)
@@ -160,6 +213,7 @@ class SchedulerService:
             log.error("job_failed", job=job.name, code=code)
             with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, code)
+                get_alert_service().raise_alert(session, AlertKind.JOB_FAILED, job.name, code[:64])
         else:
             log.info("job_done", job=job.name)
         finally:
@@ -176,6 +230,8 @@ class SchedulerService:
                     return self._take_over(session, row, now)
                 # What was due before the first start was nobody's to run.
                 first = not session.scalar(select(func.count()).where(JobRun.job == job))
+                if not first and now - due_at > _LATE:
+                    get_alert_service().raise_alert(session, AlertKind.JOB_LATE, job, "late")
                 session.add(
                     JobRun(
                         job=job,
@@ -229,13 +285,15 @@ class SchedulerService:
         error: str | None,
         *,
         counts: bool = True,
+        final: bool = False,
     ) -> None:
+        attempts = MAX_ATTEMPTS if final else JobRun.attempts if counts else JobRun.attempts - 1
         settled = session.execute(
             self._mine(job, due_at).values(
                 status=status,
                 finished_at=datetime.now(UTC),
                 error=error and error[:200],
-                attempts=JobRun.attempts if counts else JobRun.attempts - 1,
+                attempts=attempts,
             )
         )
         if cast("CursorResult[Any]", settled).rowcount != 1:
@@ -261,22 +319,21 @@ class SchedulerService:
         )
 
 
-def last_due(now: datetime, at: time, zone: ZoneInfo) -> datetime:
-    """
-    Return the newest instant, not after *now*, at which local clocks showed *at*.
-
-    A time that a change of clocks skips counts an hour later; one that it repeats counts once.
-    """
-    today = now.astimezone(zone).date()
-    for days in (0, 1, 2):
-        local = datetime.combine(today - timedelta(days=days), at, zone)
-        if local.astimezone(UTC) <= now:
-            return local.astimezone(UTC)
-    raise ValueError("no day has a due time")
+def _apply_retention() -> object:
+    return get_retention_service().apply(SCHEDULER, dry_run=False)
 
 
-def _apply_retention(session: Session) -> object:
-    return get_retention_service().apply(session, SCHEDULER, dry_run=False)
+def _watch(session: Session) -> None:
+    """Raise alerts for what nobody else would notice."""
+    now = datetime.now(UTC)
+    for hold_id in get_hold_service().due_for_review(session, now):
+        get_alert_service().raise_alert(session, AlertKind.HOLD_REVIEW, str(hold_id), "due")
+    if _backup_time(get_settings()) is None:
+        return
+    known_since = session.scalar(select(func.min(JobRun.due_at)))
+    proven = get_catalogue_service().age(session).newest_proven or known_since
+    if proven is not None and proven < now - _PROVEN_WITHIN:
+        get_alert_service().raise_alert(session, AlertKind.BACKUP_UNPROVEN, "backup", "unproven")
 
 
 def _expire_backups() -> object:

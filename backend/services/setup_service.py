@@ -22,6 +22,7 @@ from backend.services.cluster_service import is_known, recover_cluster
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service
+from backend.services.policy_service import get_policy_service
 from backend.services.queue_service import get_queue_service
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
@@ -141,6 +142,7 @@ class SetupService:
             first.require_usable()
         _require_recipient()
         get_auth_service().find_secret()
+        get_policy_service().require_lawful_environment()
         if is_known():
             # A swap that was cut may have left the server stopped, and it does not need our key.
             recover_cluster()

@@ -15,12 +15,11 @@ from backend.models import BackupRecord, BackupStatus, Booking
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.catalogue_service import get_catalogue_service
-from backend.services.retention_service import get_retention_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import store
 from tests.conftest import Service
-from tests.privacy.people import Dump, dump, without
+from tests.privacy.people import Dump, dump, retire, without
 
 BOOKINGS: Final = 200
 # Rows that say what was done, and not what people's data are.
@@ -32,8 +31,8 @@ def fill(bookings: int = BOOKINGS) -> None:
     """Give the installation guests and their rows, under one name that can be changed."""
     with session_scope() as session:
         get_sample_service().load(session, COMMAND_LINE, count=bookings, guests=bookings // 10)
-        # A restore would do it, and with numbers that nobody can foresee.
-        get_retention_service().apply(session, COMMAND_LINE, dry_run=False)
+    # A restore would do it, and with numbers that nobody can foresee.
+    retire()
     rename("saved")
 
 

@@ -19,7 +19,6 @@ from backend.models import Booking, User
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
-from backend.services.retention_service import get_retention_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from tests.backup.clusters import (
@@ -32,6 +31,7 @@ from tests.backup.clusters import (
     site_in,
 )
 from tests.conftest import ADMIN, PASSWORD, Service, clear_caches, set_environment
+from tests.privacy.people import retire
 
 DATABASE: Final = "holdfast"
 ROLE: Final = "service"
@@ -87,8 +87,8 @@ def prepared_installation() -> Installation:
             get_auth_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
             session.get_one(User, 1).tokens_valid_after = None
             get_sample_service().load(session, COMMAND_LINE, count=BOOKINGS, guests=5)
-            # A restore would do it, and with numbers that nobody can foresee.
-            get_retention_service().apply(session, COMMAND_LINE, dry_run=False)
+        # A restore would do it, and with numbers that nobody can foresee.
+        retire()
         for kind in Kind:
             rename(f"in {kind}")
             made.backups[kind] = get_backup_service().create(COMMAND_LINE, kind, kind=kind).id

@@ -15,8 +15,8 @@ from backend.models import Feedback
 from backend.privacy.declarations import EraseMode
 from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
+from backend.services.policy_service import get_policy_service
 from backend.services.restore_service import EmptyingError
-from backend.services.retention_service import get_retention_service
 from backend.settings import RetentionAction
 from tests.backup.promises import OF_PEOPLE, back_up, consent, erase, nothing_is_due, restore
 from tests.conftest import Run, Service
@@ -40,7 +40,7 @@ LEAVES: Final = ("companions", "feedback", "invoice_lines", "payments", "data_co
 
 def _retire_answers_of_a_month() -> None:
     with session_scope() as session:
-        get_retention_service().set_policy(
+        get_policy_service().set(
             session, COMMAND_LINE, "feedback", Period.parse("P30D"), RetentionAction.DELETE,
             enabled=True,
         )  # fmt: skip

@@ -17,10 +17,10 @@ from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.consent_service import get_consent_service
+from backend.services.policy_service import get_policy_service
 from backend.services.pruning_service import get_pruning_service
 from backend.services.queue_service import get_queue_service
 from backend.services.restore_service import get_restore_service
-from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.services.subject_service import Who, get_subject_service
 from backend.settings import RetentionAction
@@ -36,7 +36,7 @@ from tests.backup.promises import (
     texts,
 )
 from tests.conftest import ADMIN, PASSWORD, Service, SignIn, clear_caches
-from tests.privacy.people import dump, keys_of, person_hold, plant
+from tests.privacy.people import dump, keys_of, person_hold, plant, retire
 
 Headers = dict[str, str]
 JANE = "jane@example.com"
@@ -103,7 +103,7 @@ def test_retention_is_applied_with_the_policies_and_holds_of_now(service: Servic
     backup_id = back_up()
     # 30 days: both a person's answers are due, the one of 100 days ago under this policy only.
     with session_scope() as session:
-        get_retention_service().set_policy(
+        get_policy_service().set(
             session, COMMAND_LINE, "feedback", Period.parse("P30D"), RetentionAction.DELETE,
             enabled=True,
         )  # fmt: skip
@@ -124,11 +124,12 @@ def test_the_services_own_records_are_carried_over(service: Service) -> None:
     erase(joe.id)
     now = datetime.now(UTC)
     with session_scope() as session:
-        get_retention_service().set_policy(
+        get_policy_service().set(
             session, COMMAND_LINE, "user", Period.parse("P9Y"), RetentionAction.ANONYMIZE,
             enabled=False,
         )  # fmt: skip
-        get_retention_service().apply(session, COMMAND_LINE, dry_run=False)
+    retire()
+    with session_scope() as session:
         session.add(person_hold(jane.id))
         get_queue_service().enqueue(
             session, COMMAND_LINE, Who(jane.id), EraseMode.DELETE, reason="request"

@@ -25,6 +25,7 @@ from backend.models import (
 )
 from backend.models.records import LegalHold
 from backend.services.audit_service import Actor
+from backend.services.retention_service import RetentionRun, get_retention_service
 
 ADMINISTRATOR = Actor("an administrator", Role.ADMIN)
 # In the default periods of 2555 days, and past them.
@@ -319,3 +320,10 @@ def without(raw: Dump, keys: Keys, *tables: str) -> Dump:
         for name, rows in raw.items()
         if name not in tables
     }
+
+
+def retire(now: datetime | None = None) -> RetentionRun:
+    """Apply every policy, as somebody who has looked at what that does."""
+    service = get_retention_service()
+    planned = service.apply(ADMINISTRATOR, dry_run=True, now=now)
+    return service.apply(ADMINISTRATOR, dry_run=False, plan_digest=planned.plan_digest, now=now)

@@ -198,10 +198,9 @@ def test_what_is_retained_has_a_ground_and_leaves_on_the_day_that_was_said(
     ends = {"payment": paid_until, "invoice": midnight}
     for data_type, end in ends.items():
         for moment, affected in ((end - timedelta(microseconds=1), 0), (end, 1)):
-            with session_scope() as session:
-                run = get_retention_service().apply(
-                    session, ADMINISTRATOR, dry_run=False, data_type=data_type, now=moment
-                )
+            run = get_retention_service().apply(
+                ADMINISTRATOR, dry_run=False, data_type=data_type, now=moment
+            )
             assert run.affected == affected, data_type
     # With the law's period the last marks leave, but for the words that tell nobody apart.
     texts = {mark.text for mark in person.marks if mark.column != "method"}

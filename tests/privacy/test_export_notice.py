@@ -12,6 +12,7 @@ from backend.privacy.declarations import EraseMode
 from backend.privacy.periods import Period
 from backend.services.compliance_service import get_compliance_service
 from backend.services.consent_service import get_consent_service
+from backend.services.policy_service import get_policy_service
 from backend.services.retention_service import get_retention_service
 from backend.services.subject_service import Who
 from backend.settings import RetentionAction
@@ -141,7 +142,7 @@ def test_a_policy_that_is_off_and_a_hold_that_stands_are_told(service: Service) 
     assert not any(table["on_hold"] for table in before.values())
     service.add(people.person_hold(user_id))
     with session_scope() as session:
-        get_retention_service().set_policy(
+        get_policy_service().set(
             session, ADMINISTRATOR, "booking", Period.parse("P7Y"), RetentionAction.DELETE,
             enabled=False,
         )  # fmt: skip

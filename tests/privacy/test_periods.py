@@ -58,15 +58,24 @@ def test_words_are_for_a_reader() -> None:
 
 
 def test_seven_years_are_the_calendar_s_and_not_2555_days() -> None:
-    issued = date(2024, 1, 1)
-    assert Period.parse("P7Y").end(issued) == date(2031, 1, 1)
-    assert Period.of_days(2555).end(issued) == date(2030, 12, 30)
+    issued = utc(2024, 1, 1)
+    assert Period.parse("P7Y").end(issued) == utc(2031, 1, 1)
+    assert Period.of_days(2555).end(issued) == utc(2030, 12, 30)
 
 
 def test_a_year_from_29_february_ends_on_1_march() -> None:
-    assert Period.parse("P1Y").end(date(2024, 2, 29)) == date(2025, 3, 1)
-    assert Period.parse("P4Y").end(date(2024, 2, 29)) == date(2028, 2, 29)
-    assert Period.parse("P1M").end(date(2027, 1, 31)) == date(2027, 3, 1)
+    assert Period.parse("P1Y").end(utc(2024, 2, 29)) == utc(2025, 3, 1)
+    assert Period.parse("P4Y").end(utc(2024, 2, 29)) == utc(2028, 2, 29)
+    assert Period.parse("P1M").end(utc(2027, 1, 31)) == utc(2027, 3, 1)
+
+
+def test_a_day_counts_whole() -> None:
+    assert Period.parse("P1D").end_of_day(date(2026, 1, 1)) == date(2026, 1, 3)
+    assert Period.parse("P1Y").end_of_day(date(2024, 2, 28)) == date(2025, 3, 1)
+
+
+def utc(year: int, month: int, day: int) -> datetime:
+    return datetime(year, month, day, tzinfo=UTC)
 
 
 def test_the_cutoff_of_29_february_is_not_in_march() -> None:

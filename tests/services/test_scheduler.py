@@ -18,12 +18,12 @@ from backend.services.archive_service import exclusive
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.job_times import last_due
 from backend.services.scheduler_service import (
     LEASE,
     MAX_ATTEMPTS,
     Job,
     SchedulerService,
-    last_due,
 )
 from backend.services.setup_service import get_setup_service
 from tests.conftest import Service, clear_caches
@@ -252,7 +252,7 @@ def test_every_night_data_are_retired_a_backup_is_made_and_proven_and_old_ones_g
     old, new = (get_backup_service().create(COMMAND_LINE).id for _ in range(2))
     with session_scope() as session:
         session.get_one(BackupRecord, old).created_at -= timedelta(days=91)
-    jobs = ["retention", "backup", "backup_proof", "backup_expiry"]
+    jobs = ["retention", "backup", "backup_proof", "backup_expiry", "watch"]
     assert runner.tick(TODAY + timedelta(days=1)) == jobs
     assert {_runs(job)[-1].status for job in jobs} == {JobStatus.DONE}
     assert len(_noted()) == 1
@@ -270,7 +270,7 @@ def test_backups_have_a_time_of_their_own_on_local_clocks(
     get_setup_service().open()
     runner = SchedulerService()
     assert runner.tick(_utc("2026-01-15T12:00:00")) == []
-    assert runner.tick(_utc("2026-01-16T03:29:59")) == ["retention", "backup_expiry"]
+    assert runner.tick(_utc("2026-01-16T03:29:59")) == ["retention", "backup_expiry", "watch"]
     assert _backups() == []
     assert runner.tick(_utc("2026-01-16T03:30:00")) == ["backup", "backup_proof"]
     assert len(_backups()) == 1
@@ -285,7 +285,7 @@ def test_backups_can_be_left_to_somebody_else(
     runner = SchedulerService()
     assert runner.tick(TODAY) == []
     # What expires does so all the same: people were told when.
-    assert runner.tick(TODAY + timedelta(days=1)) == ["retention", "backup_expiry"]
+    assert runner.tick(TODAY + timedelta(days=1)) == ["retention", "backup_expiry", "watch"]
     assert (_backups(), _runs("backup"), _runs("backup_proof")) == ([], [], [])
 
 

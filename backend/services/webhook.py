@@ -1,0 +1,76 @@
+"""One request to an address that an operator has set: no redirects, and to no private network."""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+from backend.errors import HoldfastError
+
+_SECONDS: Final = 5
+
+
+class WebhookError(HoldfastError):
+    """The webhook was not told; *code* says why, and not where it is."""
+
+    code = "webhook_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the webhook was not told: {reason}")
+        self.reason = reason
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bool) -> None:
+    """
+    Send *body* as JSON, to the very address that was looked at.
+
+    A name is resolved once: one that shows another address the second time gains nothing.
+
+    Raises:
+        WebhookError: It is in a private network, does not answer, or not with success.
+    """
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    if not secure and not allow_private:
+        raise WebhookError("not_https")
+    port = parts.port or (443 if secure else 80)
+    try:
+        address = _resolve(host, port, allow_private=allow_private)
+        with socket.create_connection((address, port), _SECONDS) as plain:
+            connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
+            context = ssl.create_default_context() if secure else None
+            connection.sock = context.wrap_socket(plain, server_hostname=host) if context else plain
+            try:
+                path = parts.path or "/"
+                connection.request(
+                    "POST",
+                    f"{path}?{parts.query}" if parts.query else path,
+                    body,
+                    {"Content-Type": "application/json", **headers},
+                )
+                status = connection.getresponse().status
+            finally:
+                connection.close()
+    except (OSError, http.client.HTTPException) as err:
+        raise WebhookError(type(err).__name__) from None
+    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        raise WebhookError(f"status_{status}")
+
+
+def _resolve(host: str, port: int, *, allow_private: bool) -> str:
+    found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not allow_private and not all(map(_is_public, found)):
+        raise WebhookError("private_address")
+    return found[0]
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # An IPv4 address in the dress of IPv6 is as private as without it.
+        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    return ip.is_global and not ip.is_multicast
