@@ -1,9 +1,10 @@
 """
-One person who asks at a steady rate, alone or while a backup is made, in a process of its own.
+One person who asks at a steady rate, alone or while an admin has work done; a process of its own.
 
-Reads one JSON object (`port`, `path`, `token`, `a_second`, `seconds`, and `admin_token` where a
-backup is to be made) and writes another: `milliseconds`, how long each answer took, and
-`seconds`, how long the backup did. Any answer but the one that is expected ends it with an error.
+Reads one JSON object (`port`, `path`, `token`, `a_second`, `seconds`, and `admin_token` and `work`
+where something is to be done: a `backup`, or `retention`) and writes another: `milliseconds`, how
+long each answer took, and `seconds`, how long the work did. Any answer but the one that is
+expected ends it with an error.
 """
 
 import http.client
@@ -20,8 +21,8 @@ _MOST_SECONDS: Final = 180
 _BETWEEN_LOOKS: Final = 0.25
 
 
-class Backup(threading.Thread):
-    """Makes one through the API; *failure* says how that went wrong."""
+class Work(threading.Thread):
+    """Has the service work through the API; *failure* says how that went wrong."""
 
     def __init__(self, port: int, token: str) -> None:
         super().__init__(daemon=True)
@@ -32,12 +33,12 @@ class Backup(threading.Thread):
 
     def run(self) -> None:
         started = time.perf_counter()
-        record = self._ask("POST", "/security/backup/create", "{}")
-        while record["status"] == "running":
-            time.sleep(_BETWEEN_LOOKS)
-            record = self._ask("GET", f"/security/backup/{record['id']}")
+        self.failure = self.work()
         self.seconds = time.perf_counter() - started
-        self.failure = "" if record["status"] == "complete" else f"it is {record['status']}"
+
+    def work(self) -> str:
+        """Do it; say how it went wrong, or nothing."""
+        raise NotImplementedError
 
     def _ask(self, method: str, path: str, body: str | None = None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_MOST_SECONDS)
@@ -53,8 +54,34 @@ class Backup(threading.Thread):
         return json.loads(text)
 
 
-def drive(order: dict[str, Any], backup: Backup | None) -> list[float]:
-    """Ask until *backup* has ended, or for the ordered seconds; milliseconds of each answer."""
+class Backup(Work):
+    """Makes one."""
+
+    def work(self) -> str:
+        record = self._ask("POST", "/security/backup/create", "{}")
+        while record["status"] == "running":
+            time.sleep(_BETWEEN_LOOKS)
+            record = self._ask("GET", f"/security/backup/{record['id']}")
+        return "" if record["status"] == "complete" else f"it is {record['status']}"
+
+
+class Retention(Work):
+    """Deletes the feedback that is due, confirmed by a dry run."""
+
+    def work(self) -> str:
+        order = {"dry_run": True, "data_type": "feedback"}
+        path = "/security/retention/apply"
+        digest = self._ask("POST", path, json.dumps(order))["plan_digest"]
+        order |= {"dry_run": False, "plan_digest": digest}
+        (done,) = self._ask("POST", path, json.dumps(order))["results"]
+        return "" if done["affected"] else "nothing was due"
+
+
+_WORK: Final[dict[str, type[Work]]] = {"backup": Backup, "retention": Retention}
+
+
+def drive(order: dict[str, Any], work: Work | None) -> list[float]:
+    """Ask until *work* has ended, or for the ordered seconds; milliseconds of each answer."""
     request = (
         f"GET {order['path']} HTTP/1.1\r\nHost: 127.0.0.1:{order['port']}\r\n"
         f"Authorization: Bearer {order['token']}\r\nAccept: application/json\r\n\r\n"
@@ -62,9 +89,9 @@ def drive(order: dict[str, Any], backup: Backup | None) -> list[float]:
     connection = Connection(order["port"], request)
     taken: list[float] = []
     started = answered = time.perf_counter()
-    if backup is not None:
-        backup.start()
-    while answered - started < (order["seconds"] if backup is None else _MOST_SECONDS):
+    if work is not None:
+        work.start()
+    while answered - started < (order["seconds"] if work is None else _MOST_SECONDS):
         due = started + len(taken) / order["a_second"]
         is_late = answered > due
         time.sleep(max(0.0, due - time.perf_counter()))
@@ -76,7 +103,7 @@ def drive(order: dict[str, Any], backup: Backup | None) -> list[float]:
             pass
         answered = time.perf_counter()
         taken.append((answered - begun) * 1000)
-        if backup is not None and not backup.is_alive():
+        if work is not None and not work.is_alive():
             break
     connection.socket.close()
     return taken
@@ -84,11 +111,13 @@ def drive(order: dict[str, Any], backup: Backup | None) -> list[float]:
 
 def main() -> None:
     order = json.load(sys.stdin)
-    backup = Backup(order["port"], order["admin_token"]) if "admin_token" in order else None
-    taken = drive(order, backup)
-    if backup is not None and backup.failure:
-        sys.exit(f"the backup: {backup.failure}")
-    json.dump({"milliseconds": taken, "seconds": backup.seconds if backup else 0}, sys.stdout)
+    work = None
+    if "admin_token" in order:
+        work = _WORK[order.get("work", "backup")](order["port"], order["admin_token"])
+    taken = drive(order, work)
+    if work is not None and work.failure:
+        sys.exit(f"the {order.get('work', 'backup')}: {work.failure}")
+    json.dump({"milliseconds": taken, "seconds": work.seconds if work else 0}, sys.stdout)
 
 
 if __name__ == "__main__":

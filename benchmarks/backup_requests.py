@@ -1,4 +1,4 @@
-"""How long a light request takes while a backup is made through the API, beside an idle server."""
+"""How long a light request takes while long work goes on in the service, beside an idle one."""
 
 import http.client
 import socket
@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -35,11 +35,24 @@ class Waits:
         self.median.append(statistics.median(taken))
 
 
-def wait_times(source: Source) -> dict[str, Waits]:
-    """Ask one person's consents at a steady rate, `idle` and during a `backup`, in turn."""
-    found = {"idle": Waits(), "backup": Waits()}
+def wait_times(
+    source: Source,
+    people: Mapping[str, Any] | None = None,
+    *,
+    busy: str = "backup",
+    before_each: Callable[[], None] = lambda: None,
+) -> dict[str, Waits]:
+    """
+    Ask one person's consents at a steady rate, `idle` and beside the work *busy*, in turn.
+
+    Args:
+        people: A person with consents, and tokens; made where they are not given.
+        busy: `backup` or `retention`.
+        before_each: Called before that work.
+    """
+    found = {"idle": Waits(), busy: Waits()}
     home, data = source.home, source.data
-    people = in_installation(home, data, {"task": "sign_in"})
+    people = people or in_installation(home, data, {"task": "sign_in"})
     with _serving(source) as port:
         order = {
             "port": port,
@@ -52,8 +65,10 @@ def wait_times(source: Source) -> dict[str, Waits]:
         for _ in range(ROUNDS):
             for state, more in (
                 ("idle", {"seconds": IDLE_SECONDS}),
-                ("backup", {"admin_token": people["admin_token"]}),
+                (busy, {"admin_token": people["admin_token"], "work": busy}),
             ):
+                if state == busy:
+                    before_each()
                 said = home.run("backup_client.py", data=data, order=order | more)
                 found[state].add(said["milliseconds"])
     return found

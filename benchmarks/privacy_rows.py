@@ -99,6 +99,20 @@ def fill(people: People) -> None:
     settle()
 
 
+def fill_feedback(count: int) -> None:
+    """Have *count* rows of feedback and no others, of days before yesterday."""
+    with unmeasured() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("TRUNCATE feedback")
+        else:
+            connection.exec_driver_sql("DELETE FROM feedback")
+        days = _day(connection.dialect, datetime, "n", earlier=2)
+        cells = {"submitted_at": days, "booking_id": "NULL"}
+        statement = _statement(connection.dialect, "feedback", 1, count, cells)
+        connection.exec_driver_sql(statement)
+    settle()
+
+
 def plant(planted: Sequence[People]) -> None:
     """Add people to be measured."""
     with unmeasured() as connection:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -28,6 +27,7 @@ from backend.services.compliance_service import get_compliance_service
 from backend.services.erasure_service import Erasure
 from backend.services.setup_service import get_setup_service
 from benchmarks import privacy_rows as rows
+from benchmarks.memory import begin_memory, peak_mib
 from benchmarks.privacy_peers import (
     Driver,
     Selects,
@@ -132,9 +132,9 @@ def memory(order: dict[str, Any]) -> dict[str, float]:
     act(warm.first)()
     big = act(person.first)
     gc.collect()
-    before = _begin_memory()
+    before = begin_memory()
     big()
-    grown = _peak_mib() - before
+    grown = peak_mib() - before
     rows.clear()
     return {"growth_mib": grown}
 
@@ -198,19 +198,6 @@ def _require_same_end(ours: rows.People, theirs: rows.People) -> None:
     if one != other:
         differ = ", ".join(name for name in one if one[name] != other[name])
         raise RuntimeError(f"the two left other things: {differ}")
-
-
-def _begin_memory() -> float:
-    """Return what the process holds now, in MiB, and let its peak begin anew here."""
-    # proc(5): 5 resets the peak resident set size to the current one.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak_mib()
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text("ascii").splitlines()
-    line = next(line for line in status if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
 
 
 @contextmanager

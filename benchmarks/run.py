@@ -9,7 +9,7 @@ from typing import Final
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # One module each, with `measure() -> Report`.
-PARTS: Final = ("api", "loading", "crypto", "privacy", "backup")
+PARTS: Final = ("api", "loading", "crypto", "privacy", "backup", "retention")
 
 
 def main(wanted: str) -> int:

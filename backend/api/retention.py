@@ -224,7 +224,7 @@ def list_policies(session: ReadSession, _actor: AdminActor) -> PoliciesAnswer:
     return PoliciesAnswer(items=[PolicyItem.of(state, next_run_at) for state in states])
 
 
-@router.get("/policies/{data_type}/versions", responses=problems(401, 403, 422))
+@router.get("/policies/{data_type}/versions", responses=problems(401, 403, 404, 422))
 def list_changes(
     data_type: Annotated[str, Path(min_length=1, max_length=64)],
     session: ReadSession,

@@ -77,6 +77,8 @@ def _own_installation() -> Iterator[None]:
             "LOG_LEVEL": "ERROR",
             "ENCRYPTION_KEY": get_encryption_service().generate_key(),
             "CONSENT_PURPOSES": "marketing,analytics",
+            # It lets the older half of its bookings go, however old that is.
+            "RETENTION_STATUTORY_DAYS": "0",
         }
         get_settings.cache_clear()
         configure_logs(get_settings())

@@ -1,15 +1,14 @@
 """Retention: which rows of a data type are due, which a legal hold keeps, and their end."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
-    BindParameter,
     ColumnElement,
     Integer,
     and_,
@@ -17,7 +16,6 @@ from sqlalchemy import (
     cast,
     false,
     func,
-    literal,
     not_,
     or_,
     select,
@@ -37,14 +35,16 @@ from backend.privacy.steps import (
     Step,
     carry_out,
     descendants_first,
+    hanging_from,
     look,
 )
 from backend.privacy.walk import Subjects, rows_of
 
-_BATCH_PARAM: Final = "walk_batch"
+_AFTER_PARAM: Final = "walk_after"
+_UNTIL_PARAM: Final = "walk_until"
 # A prime below 2**31: products of two smaller numbers fit in what engines count with.
 _PRIME: Final = 2_147_483_647
-_FACTORS: Final = (1_103_515_245, 1_299_709)
+_FACTOR: Final = 1_103_515_245
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,15 @@ class RetentionPlan:
     What one policy does now.
 
     Attributes:
-        rows: All rows of its table, or 0 where nothing is due.
+        rows: All rows of its table.
+        due_soon: How many more are due until the moment that was asked for.
         digest: Of the keys of the rows that it touches; what hangs from these goes with them.
     """
 
     rows: int
     matched: int
     held: int
+    due_soon: int
     digest: str
 
     @property
@@ -93,22 +95,30 @@ class RetentionPlan:
         return self.matched - self.held
 
 
-def plan_retention(session: Session, data_map: DataMap, clockwork: Clockwork) -> RetentionPlan:
-    """Count what is due, in one pass over the table; change nothing."""
+def plan_retention(
+    session: Session, data_map: DataMap, clockwork: Clockwork, soon: datetime | None = None
+) -> RetentionPlan:
+    """
+    Count what is due, in one pass over the table; change nothing.
+
+    Args:
+        soon: Also count what becomes due until then.
+    """
     mapped = data_map.by_data_type[clockwork.data_type]
     due, held = _due(mapped, clockwork), _held(data_map, mapped, clockwork)
-    going = not_(held)
-    marks = _marks(mapped)
-    counts = [func.count().filter(going), *(mark.filter(going) for mark in marks)]
-    matched, affected, *sums = session.execute(
-        select(func.count(), *counts).select_from(mapped.table).where(due)
+    going = and_(due, not_(held))
+    later = _due(mapped, replace(clockwork, now=soon or clockwork.now))
+    counts = [func.count(), *(func.count().filter(rows) for rows in (due, going, later))]
+    mark = _mark(mapped)
+    found = session.execute(
+        select(*counts, *([] if mark is None else [mark.filter(going)])).select_from(mapped.table)
     ).one()
-    if affected and not marks:
-        sums = [look(session, Step(mapped, Outcome.DELETED, and_(due, going))).digest]
-    rows = session.scalar(select(func.count()).select_from(mapped.table)) if affected else 0
-    said = f"{mapped.name} {affected} {[str(one) for one in sums if affected]}"
+    rows, matched, affected, in_time = found[:4]
+    said = f"{mapped.name} {affected}"
+    if affected:
+        said += f" {_keys_digest(session, mapped, going) if mark is None else found[4]}"
     digest = hashlib.sha256(said.encode()).hexdigest()
-    return RetentionPlan(rows or 0, matched, matched - affected, digest)
+    return RetentionPlan(rows, matched, matched - affected, in_time - matched, digest)
 
 
 def due_rows(data_map: DataMap, clockwork: Clockwork) -> ColumnElement[bool]:
@@ -143,6 +153,9 @@ class RetentionBatches:
         self._clockwork = clockwork
         self._mapped = data_map.by_data_type[clockwork.data_type]
         self._last: tuple[Any, ...] | None = None
+        self._steps: tuple[Step, ...] = ()
+        # For which holds, and whether for a first batch, the steps were built.
+        self._built: tuple[Holds, bool] | None = None
 
     def run(self, session: Session, holds: Holds, limit: int) -> int | None:
         """
@@ -150,27 +163,48 @@ class RetentionBatches:
 
         Returns:
             How many rows of the policy's table met their end; `None` where none is left.
+
+        Raises:
+            IncompleteErasureError: A writer changed what is due meanwhile; the caller must roll
+                back, and may try again.
         """
-        keys = self._next_keys(session, holds, limit)
+        of_people = self._mapped is self._data_map.subject
+        rows = self._rows(holds)
+        keys = self._next_keys(session, rows, limit, all_of_them=of_people)
         if not keys:
             return None
-        if self._mapped is self._data_map.subject:
+        if of_people:
             self._erase_people(session, [key for (key,) in keys])
         else:
-            self._end_rows(session, keys)
+            self._end_rows(session, holds, rows, keys)
         # What the session has seen of these rows is no more.
         session.expire_all()
-        self._last = keys[-1]
-        return len(keys)
+        self._last = keys[-1][: len(self._mapped.keys)]
+        return len(keys) if of_people else int(keys[-1][-1])
 
-    def _next_keys(self, session: Session, holds: Holds, limit: int) -> list[tuple[Any, ...]]:
+    def _rows(self, holds: Holds) -> ColumnElement[bool]:
+        """Return the predicate for what is due and was not looked at yet."""
         mapped, clockwork = self._mapped, replace(self._clockwork, holds=holds)
         rows = [_due(mapped, clockwork), not_(_held(self._data_map, mapped, clockwork))]
         if self._last is not None:
-            rows.append(_above(mapped, self._last))
-        found = select(*mapped.keys).where(*rows).order_by(*mapped.keys).limit(limit)
-        # Other writers keep off until the batch is done, so that it ends what it has looked at.
-        return [tuple(row) for row in session.execute(found.with_for_update(of=mapped.table))]
+            rows.append(_compared(mapped, _AFTER_PARAM, operator.gt))
+        return and_(*rows)
+
+    def _next_keys(
+        self, session: Session, rows: ColumnElement[bool], limit: int, *, all_of_them: bool
+    ) -> list[tuple[Any, ...]]:
+        """Return the keys of the batch, or its last one with their number behind it."""
+        mapped = self._mapped
+        batch = select(*mapped.keys).where(rows).order_by(*mapped.keys).limit(limit)
+        if all_of_them or len(self._end(rows)) > 1:
+            # What takes several statements must find the same rows with each.
+            batch = batch.with_for_update(of=mapped.table)
+        params = _key_params(_AFTER_PARAM, self._last)
+        if all_of_them:
+            return [tuple(row) for row in session.execute(batch, params)]
+        found = batch.subquery()
+        last = select(*found.c, func.count().over()).order_by(*(key.desc() for key in found.c))
+        return [tuple(row) for row in session.execute(last.limit(1), params)]
 
     def _erase_people(self, session: Session, keys: Sequence[Any]) -> None:
         plan = plan_erasure(
@@ -184,52 +218,67 @@ class RetentionBatches:
         steps = [one.step for one in plan.steps if one.rows]
         carry_out(session, self._data_map, steps, self._clockwork.now, plan.params)
 
-    def _end_rows(self, session: Session, keys: Sequence[tuple[Any, ...]]) -> None:
-        steps = _hanging(self._data_map, self._mapped, self._clockwork.mode)
-        params = {_BATCH_PARAM: keys if len(self._mapped.keys) > 1 else [key for (key,) in keys]}
+    def _end_rows(
+        self,
+        session: Session,
+        holds: Holds,
+        rows: ColumnElement[bool],
+        keys: Sequence[tuple[Any, ...]],
+    ) -> None:
+        (*until, count) = keys[-1]
+        if self._built != (built := (holds, self._last is None)):
+            self._steps, self._built = self._end(rows), built
+        params = _key_params(_AFTER_PARAM, self._last)
+        params |= _key_params(_UNTIL_PARAM, until)
+        steps = self._steps
         if any(True for _ in shared_tables(self._data_map)):
             steps = (*steps, *shared_steps(session, self._data_map, steps, params))
-        carry_out(session, self._data_map, steps, self._clockwork.now, params)
+        # Its own rows are those that were counted, whatever others have done since.
+        expected = {step: count for step in steps if step.mapped is self._mapped}
+        carry_out(session, self._data_map, steps, self._clockwork.now, params, expected)
+
+    def _end(self, rows: ColumnElement[bool]) -> tuple[Step, ...]:
+        """Return the steps of a batch, children first."""
+        mapped = self._mapped
+        deletes = self._clockwork.mode is EraseMode.DELETE
+        outcome = Outcome.DELETED if deletes else Outcome.ANONYMIZED
+        batch = and_(rows, _compared(mapped, _UNTIL_PARAM, operator.le))
+        return tuple(
+            Step(child, outcome, hanging_from(child, mapped, batch))
+            for child in descendants_first(self._data_map, mapped)
+        )
 
 
-@lru_cache(maxsize=64)
-def _hanging(data_map: DataMap, mapped: MappedTable, mode: EraseMode) -> tuple[Step, ...]:
-    """Return the steps for one batch of *mapped*, children first; they are built once."""
-    outcome = Outcome.DELETED if mode is EraseMode.DELETE else Outcome.ANONYMIZED
-    batch: BindParameter[Any] = bindparam(_BATCH_PARAM, expanding=True)
-
-    def rows(at: MappedTable) -> ColumnElement[bool]:
-        if at is mapped:
-            return tuple_(*at.keys).in_(batch) if len(at.keys) > 1 else at.key.in_(batch)
-        if at.parent is None or at.link is None:
-            raise ValueError(f"{at.name} does not hang from {mapped.name}")
-        (key,) = at.link.foreign_keys
-        if at.parent is mapped and len(mapped.keys) == 1 and key.column is mapped.key:
-            return at.link.in_(batch)
-        return at.link.in_(select(key.column).where(rows(at.parent)))
-
-    return tuple(Step(at, outcome, rows(at)) for at in descendants_first(data_map, mapped))
+def _compared(
+    mapped: MappedTable, name: str, compare: Callable[[Any, Any], Any]
+) -> ColumnElement[bool]:
+    """Return how the key of a row compares with the parameter called *name*."""
+    params = [
+        bindparam(f"{name}_{at}", type_=key.type, required=True)
+        for at, key in enumerate(mapped.keys)
+    ]
+    if len(params) == 1:
+        return and_(compare(mapped.key, params[0]))
+    return and_(compare(tuple_(*mapped.keys), tuple_(*params)))
 
 
-def _above(mapped: MappedTable, last: tuple[Any, ...]) -> ColumnElement[bool]:
-    if len(mapped.keys) == 1:
-        return and_(mapped.key > last[0])
-    typed = [literal(value, key.type) for key, value in zip(mapped.keys, last, strict=True)]
-    above: ColumnElement[bool] = tuple_(*mapped.keys) > tuple_(*typed)
-    return above
+def _key_params(name: str, key: Sequence[Any] | None) -> dict[str, Any]:
+    return {} if key is None else {f"{name}_{at}": part for at, part in enumerate(key)}
 
 
-def _marks(mapped: MappedTable) -> list[Any]:
+def _mark(mapped: MappedTable) -> Any:
     """
-    Return sums that differ where other rows are counted, cheap enough for ten million.
+    Return a sum that differs where other rows are counted, cheap enough for ten million.
 
-    They tell a plan that has changed from one that has not; nobody gains by making two alike.
+    It tells a plan that has changed from one that has not; nobody gains by making two alike.
     """
     if len(mapped.keys) > 1 or not isinstance(mapped.key.type, Integer):
-        return []
-    key = cast(mapped.key, BigInteger)
-    mixed = [func.sum((key % _PRIME) * factor % _PRIME) for factor in _FACTORS]
-    return [func.min(key), func.max(key), *mixed]
+        return None
+    return func.sum((cast(mapped.key, BigInteger) % _PRIME) * _FACTOR % _PRIME)
+
+
+def _keys_digest(session: Session, mapped: MappedTable, rows: ColumnElement[bool]) -> str:
+    return look(session, Step(mapped, Outcome.DELETED, rows)).digest
 
 
 def _due(mapped: MappedTable, clockwork: Clockwork) -> ColumnElement[bool]:

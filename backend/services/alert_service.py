@@ -71,7 +71,10 @@ class AlertService:
             .where(Alert.raised_at > datetime.now(UTC) - _ONCE_IN)
             .group_by(Alert.kind)
         )
-        return dict.fromkeys(AlertKind, 0) | dict(found.tuples().all())
+        counts = dict.fromkeys(AlertKind, 0)
+        for kind, count in found:
+            counts[kind] = count
+        return counts
 
     def tell(self) -> int:
         """Tell the webhook what it was not told; return how many it has taken."""

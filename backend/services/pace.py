@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from sqlalchemy import Engine
+
 
 class Pace:
     """
@@ -22,7 +24,8 @@ class Pace:
     _GAP_SECONDS: Final = 0.002
     _MOST_REST_SECONDS: Final = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._gap = self._GAP_SECONDS if engine.dialect.name == "sqlite" else 0.0
         self.limit = self._FIRST
         self._rest = 0.0
         self._fastest = float("inf")
@@ -46,7 +49,7 @@ class Pace:
         # The first row of a batch costs more than the others: small ones say little.
         self._fastest = min(self._fastest, each)
         busy = each > 2 * self._fastest and self._rows == self.limit
-        self._rest = min(seconds, self._MOST_REST_SECONDS) if busy else self._GAP_SECONDS
+        self._rest = min(seconds, self._MOST_REST_SECONDS) if busy else self._gap
         # Not more than twice as many at once.
         wanted = min(int(self._SECONDS / each), 2 * self.limit, self.MOST)
         self.limit = max(self._LEAST, wanted)

@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from backend.errors import ConfigurationError, RefusedError
+from backend.errors import ConfigurationError, NotFoundError, RefusedError
 from backend.models import DATA_MAP, PolicyVersion, RetentionPolicy
 from backend.privacy.clocks import anchor_of
 from backend.privacy.periods import Period
@@ -152,9 +152,10 @@ class PolicyService:
         Every version of one policy, newest first.
 
         Raises:
-            UnknownDataTypeError: No table has this data type.
+            NotFoundError: No table has this data type.
         """
-        self.require(data_type)
+        if data_type not in DATA_MAP.by_data_type:
+            raise NotFoundError(f"no data type is called {data_type}")
         rows = session.scalars(
             select(PolicyVersion)
             .where(PolicyVersion.data_type == data_type)

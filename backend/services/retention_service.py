@@ -283,7 +283,7 @@ class RetentionService:
 
     def _run_policy(self, one: _Planned, log_id: UUID) -> int:
         """Carry out one policy in transactions of a batch each; the log grows with them."""
-        batches, pace, affected = RetentionBatches(DATA_MAP, one.clockwork), Pace(), 0
+        batches, pace, affected = RetentionBatches(DATA_MAP, one.clockwork), Pace(get_engine()), 0
         mine = update(DataRetentionLog).where(DataRetentionLog.id == log_id)
         while True:
             with pace.batch(), session_scope() as session:
@@ -331,20 +331,14 @@ class RetentionService:
         )
 
     def _state(self, session: Session, policy: Policy, now: datetime) -> PolicyState:
-        one = self._planned(session, policy, now)
-        table = DATA_MAP.by_data_type[policy.data_type].table
+        clockwork = self._clockwork(session, policy, now)
+        plan = plan_retention(session, DATA_MAP, clockwork, now + SOON)
         last = select(func.max(DataRetentionLog.finished_at)).where(
             DataRetentionLog.data_type == policy.data_type,
             DataRetentionLog.status == RetentionStatus.DONE,
         )
-        due_now, due_soon = count_due_by(session, DATA_MAP, one.clockwork, [now, now + SOON])
         return PolicyState(
-            policy,
-            session.scalar(select(func.count()).select_from(table)) or 0,
-            one.plan.matched,
-            due_soon - due_now,
-            one.plan.held,
-            session.scalar(last),
+            policy, plan.rows, plan.matched, plan.due_soon, plan.held, session.scalar(last)
         )
 
 

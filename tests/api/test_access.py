@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from backend.db_utils import session_scope
-from backend.models import Base, Role, User
+from backend.models import Base, InactivityNotice, Role, User
 from backend.models.people import EMAIL_INDEX
 from main import create_app
 from tests.conftest import PASSWORD, Service, SignIn
@@ -41,6 +43,7 @@ class World:
     hold: str
     backup: str
     erasure: str
+    notice: str
 
 
 Arguments = Callable[[World], dict[str, Any]]
@@ -86,6 +89,11 @@ TABLE: Final[dict[Route, tuple[Who, Arguments]]] = {
     ("GET", "/security/processing/page"): (Who.ADMIN, _nothing),
     ("GET", "/security/retention/policies"): (Who.ADMIN, _nothing),
     ("GET", "/security/retention/logs"): (Who.ADMIN, _nothing),
+    ("GET", "/security/retention/policies/{data_type}/versions"): (Who.ADMIN, _nothing),
+    ("GET", "/security/retention/forecast"): (Who.ADMIN, _nothing),
+    ("GET", "/security/retention/notices"): (Who.ADMIN, _nothing),
+    ("POST", "/security/retention/notices/{notice_id}/sent"): (Who.ADMIN, _nothing),
+    ("GET", "/security/scheduler/status"): (Who.ADMIN, _nothing),
     ("GET", "/security/holds"): (Who.ADMIN, _nothing),
     ("GET", "/security/holds/{hold_id}"): (Who.ADMIN, _nothing),
     ("GET", "/security/backup/list"): (Who.ADMIN, _nothing),
@@ -149,7 +157,10 @@ def world(client: TestClient, service: Service, admin: dict[str, str]) -> World:
     proven = client.post("/security/backup/create", headers=admin).json()["id"]
     client.post(f"/security/backup/{proven}/verify", headers=admin)
     backup = client.post("/security/backup/create", headers=admin).json()["id"]
-    return World(person, hold, backup, erased["erasure_id"])
+    now = datetime.now(UTC)
+    notice = InactivityNotice(id=uuid4(), user_id=1, ends_at=now, queued_at=now)
+    service.add(notice)
+    return World(person, hold, backup, erased["erasure_id"], str(notice.id))
 
 
 def ask(client: TestClient, route: Route, world: World, headers: dict[str, str]) -> int:
@@ -159,8 +170,9 @@ def ask(client: TestClient, route: Route, world: World, headers: dict[str, str])
     if path == "/static":
         path = "/static/docs.js"
     path = path.format(
-        user_id=world.person, hold_id=world.hold, backup_id=world.backup, erasure_id=world.erasure
-    )
+        user_id=world.person, hold_id=world.hold, backup_id=world.backup,
+        erasure_id=world.erasure, notice_id=world.notice, data_type="feedback",
+    )  # fmt: skip
     return client.request(method, path, headers=headers, **arguments).status_code
 
 

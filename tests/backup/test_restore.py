@@ -10,7 +10,16 @@ from sqlalchemy import func, select, text
 
 from backend.db_utils import get_engine, session_scope
 from backend.errors import RefusedError
-from backend.models import DATA_MAP, Feedback, RevokedToken, Role, User
+from backend.models import (
+    DATA_MAP,
+    Alert,
+    AlertKind,
+    Feedback,
+    InactivityNotice,
+    RevokedToken,
+    Role,
+    User,
+)
 from backend.privacy.declarations import EraseMode
 from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
@@ -134,6 +143,8 @@ def test_the_services_own_records_are_carried_over(service: Service) -> None:
         get_queue_service().enqueue(
             session, COMMAND_LINE, Who(jane.id), EraseMode.DELETE, reason="request"
         )
+        session.add(InactivityNotice(user_id=jane.id, ends_at=now, queued_at=now))
+        session.add(Alert(kind=AlertKind.JOB_LATE, about="backup", code="late", raised_at=now))
         session.add(RevokedToken(token_id="a token", expires_at=now + timedelta(hours=1)))
         session.execute(
             text(

@@ -297,7 +297,7 @@ def keys_of(raw: Dump, user_id: int) -> Keys:
     """The keys of a person's rows, found through the links as the database holds them."""
     keys: Keys = {"users": {(user_id,)}}
     for table in ("bookings", "payments", "invoices", "feedback", "data_consents", "legal_holds",
-                  "queued_erasures"):  # fmt: skip
+                  "queued_erasures", "inactivity_notices"):  # fmt: skip
         keys[table] = {key for key, row in raw[table].items() if row["user_id"] == user_id}
     keys["invoice_lines"] = {
         key for key, row in raw["invoice_lines"].items() if (row["invoice_id"],) in keys["invoices"]

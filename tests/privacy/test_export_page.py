@@ -92,7 +92,7 @@ def test_the_page_tells_purposes_recipients_days_rights_consents_requests_and_wh
         "It reaches: companions, feedback.",
         "Complaint GDPR art. 77",
         "No decision about you is made by automated means alone",
-        "Nothing is held about you in: queued erasures.",
+        "Nothing is held about you in: inactivity notices, queued erasures.",
         "Marketing given since 20",
         "export done",
         "Left out: it is about another person whom the row names (GDPR art. 15(4)).",
