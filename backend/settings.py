@@ -42,9 +42,10 @@ class BackupVerify(StrEnum):
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
 MIN_JWT_SECRET_CHARS = 32
-MIN_WEBHOOK_SECRET_CHARS = 24
 MAX_EMAIL_CHARS = 254
 _LOCAL_TIME = r"([01]\d|2[0-3]):[0-5]\d"
+# Standard Webhooks 1.0: 24 bytes or more.
+_WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _ADDRESS = re.compile(r"[^@\s]+@\S+")
 _PLACEHOLDER = re.compile(
     r"change.?me|replace|placeholder|your.?(secret|key)|^secret", re.IGNORECASE
@@ -56,11 +57,14 @@ def is_address(text: str) -> bool:
     return len(text) <= MAX_EMAIL_CHARS and text.isprintable() and bool(_ADDRESS.fullmatch(text))
 
 
-def is_web_address(text: str) -> bool:
-    """Say whether *text* is where a webhook may be: `https://`, or `http://` for tests at home."""
+def is_web_address(text: str, *, plain: bool) -> bool:
+    """Say whether *text* is an `https://` address, or an `http://` one where *plain* may be."""
     try:
         url = urlsplit(text)
-        return url.scheme in ("https", "http") and bool(url.hostname) and url.port != 0
+        schemes = ("https", "http") if plain else ("https",)
+        return (
+            url.scheme in schemes and bool(url.hostname) and url.port != 0 and url.username is None
+        )
     except ValueError:
         return False
 
@@ -207,13 +211,16 @@ class Settings(BaseSettings):
     def _alerts_are_signed(self) -> Self:
         if self.alert_webhook_url is None:
             return self
-        if not is_web_address(self.alert_webhook_url.get_secret_value()):
-            raise ValueError("ALERT_WEBHOOK_URL is not an https:// address")
-        secret = self.alert_webhook_secret
-        if secret is None or len(secret.get_secret_value()) < MIN_WEBHOOK_SECRET_CHARS:
+        url = self.alert_webhook_url.get_secret_value()
+        if not is_web_address(url, plain=self.alert_webhook_allow_private):
             raise ValueError(
-                "ALERT_WEBHOOK_URL needs an ALERT_WEBHOOK_SECRET of at least "
-                f"{MIN_WEBHOOK_SECRET_CHARS} characters"
+                "ALERT_WEBHOOK_URL is not an https:// address without a user name in it"
+            )
+        secret = self.alert_webhook_secret
+        if secret is None or not _WEBHOOK_SECRET.fullmatch(secret.get_secret_value()):
+            raise ValueError(
+                "ALERT_WEBHOOK_URL needs an ALERT_WEBHOOK_SECRET: whsec_ and the base64 of 24 "
+                "random bytes or more"
             )
         return self
 

@@ -19,8 +19,10 @@ from backend.services.webhook import WebhookError, post
 from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
-# The same is not said again for so long; and what is older is no news to a webhook.
-_ONCE_IN: Final = timedelta(days=1)
+_DAY: Final = timedelta(days=1)
+# The same is not said again for so long: a night's runs, and not the next night's, which may come
+# 23 hours later.
+_ONCE_IN: Final = timedelta(hours=20)
 _MAX_ATTEMPTS: Final = 10
 _BACKOFF: Final = timedelta(minutes=1)
 _AT_ONCE: Final = 20
@@ -68,7 +70,7 @@ class AlertService:
         """How many of each kind were raised within a day."""
         found = session.execute(
             select(Alert.kind, func.count())
-            .where(Alert.raised_at > datetime.now(UTC) - _ONCE_IN)
+            .where(Alert.raised_at > datetime.now(UTC) - _DAY)
             .group_by(Alert.kind)
         )
         counts = dict.fromkeys(AlertKind, 0)
@@ -80,9 +82,15 @@ class AlertService:
         """Tell the webhook what it was not told; return how many it has taken."""
         if get_settings().alert_webhook_url is None:
             return 0
-        return sum(self._tell_one(message) for message in self._claim())
+        told = 0
+        for _ in range(_AT_ONCE):
+            # One at a time: a slow webhook must not let the claims of the next ones run out.
+            if (message := self._claim()) is None:
+                break
+            told += self._tell_one(message)
+        return told
 
-    def _claim(self) -> list[_Message]:
+    def _claim(self) -> _Message | None:
         """Take what is due; of two processes one gets it, and a killed one's turn comes again."""
         now = datetime.now(UTC)
         with session_scope() as session:
@@ -91,13 +99,15 @@ class AlertService:
                 .where(
                     Alert.sent_at.is_(None),
                     Alert.attempts < _MAX_ATTEMPTS,
-                    Alert.raised_at > now - 2 * _ONCE_IN,
+                    Alert.raised_at > now - 2 * _DAY,
                     or_(Alert.retry_at.is_(None), Alert.retry_at <= now),
                 )
                 .order_by(Alert.raised_at)
                 .limit(_AT_ONCE)
             ).all()
-            return [message for alert in due if (message := self._take(session, alert, now))]
+            # Another process may have taken the first ones since they were read.
+            taken = (self._take(session, alert, now) for alert in due)
+            return next(filter(None, taken), None)
 
     def _take(self, session: Session, alert: Alert, now: datetime) -> _Message | None:
         taken = session.execute(
@@ -132,11 +142,13 @@ class AlertService:
             post(url.get_secret_value(), body, headers, allow_private=allow)
         except WebhookError as err:
             error = err.reason
-            log.warning("webhook_failed", alert=str(message.id), reason=error)
+            given_up = message.attempts >= _MAX_ATTEMPTS
+            log.warning("webhook_failed", alert=str(message.id), reason=error, given_up=given_up)
         with session_scope() as session:
             session.execute(
                 update(Alert)
-                .where(Alert.id == message.id)
+                # What another process has delivered meanwhile stays so.
+                .where(Alert.id == message.id, Alert.sent_at.is_(None))
                 .values(sent_at=None if error else datetime.now(UTC), error=error)
             )
         return error is None

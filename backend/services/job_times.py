@@ -11,7 +11,8 @@ def last_due(now: datetime, at: time, zone: ZoneInfo) -> datetime:
     A time that a change of clocks skips counts an hour later; one that it repeats counts once.
     """
     today = now.astimezone(zone).date()
-    for days in (0, 1, 2):
+    # Of tomorrow too: clocks that are put back across midnight show today once more.
+    for days in (-1, 0, 1, 2):
         local = datetime.combine(today - timedelta(days=days), at, zone)
         if local.astimezone(UTC) <= now:
             return local.astimezone(UTC)

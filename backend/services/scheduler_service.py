@@ -104,8 +104,11 @@ class SchedulerService:
         """Start ticking in a thread of its own; once is enough."""
         if self.is_running:
             return
-        self._stopped.clear()
-        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        # A new one: a thread that still waits for something keeps its order to stop.
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._loop, args=(self._stopped,), name="scheduler", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -160,11 +163,11 @@ class SchedulerService:
         found = session.execute(done.group_by(JobRun.job))
         return {job: moment for job, moment in found if moment is not None}
 
-    def _loop(self) -> None:
+    def _loop(self, stopped: threading.Event) -> None:
         ticker = schedule.Scheduler()
         ticker.every(TICK_SECONDS).seconds.do(self._tick_safely)
         self._tick_safely()
-        while not self._stopped.wait(0.5):
+        while not stopped.wait(0.5):
             ticker.run_pending()
 
     def _tick_safely(self) -> None:
@@ -205,6 +208,8 @@ class SchedulerService:
             log.info("job_waits", job=job.name)
             with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, err.code, counts=False)
+                if now - due_at > _LATE:
+                    get_alert_service().raise_alert(session, AlertKind.JOB_LATE, job.name, err.code)
         except LeaseLostError:
             # Undone whole: whoever took the job over does it, and writes how it ended.
             log.warning("job_lost", job=job.name)

@@ -4,7 +4,9 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 from backend.errors import HoldfastError
 
 _SECONDS: Final = 5
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 
 
 class WebhookError(HoldfastError):
@@ -38,12 +41,16 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
     if not secure and not allow_private:
         raise WebhookError("not_https")
     port = parts.port or (443 if secure else 80)
+    late = threading.Event()
     try:
         address = _resolve(host, port, allow_private=allow_private)
         with socket.create_connection((address, port), _SECONDS) as plain:
             connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
-            context = ssl.create_default_context() if secure else None
-            connection.sock = context.wrap_socket(plain, server_hostname=host) if context else plain
+            connection.sock = _dressed(plain, host) if secure else plain
+            # Of the whole act: a socket's own time begins anew with each byte.
+            end = threading.Timer(_SECONDS, _cut, (connection.sock, late))
+            end.daemon = True
+            end.start()
             try:
                 path = parts.path or "/"
                 connection.request(
@@ -54,11 +61,30 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
                 )
                 status = connection.getresponse().status
             finally:
+                end.cancel()
                 connection.close()
-    except (OSError, http.client.HTTPException) as err:
-        raise WebhookError(type(err).__name__) from None
+    # `UnicodeError`: a host or path that cannot be spelt in ASCII.
+    except (OSError, UnicodeError, http.client.HTTPException) as err:
+        reason = TimeoutError.__name__ if late.is_set() else type(err).__name__
+        raise WebhookError(reason) from None
+    if late.is_set():
+        raise WebhookError(TimeoutError.__name__)
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         raise WebhookError(f"status_{status}")
+
+
+def _dressed(plain: socket.socket, host: str) -> ssl.SSLSocket:
+    """The handshake, which checks the certificate, comes with the first byte sent."""
+    return ssl.create_default_context().wrap_socket(
+        plain, server_hostname=host, do_handshake_on_connect=False
+    )
+
+
+def _cut(sock: socket.socket, late: threading.Event) -> None:
+    late.set()
+    with suppress(OSError):
+        # Not TLS's own: it would have what is still read taken for plain text.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _resolve(host: str, port: int, *, allow_private: bool) -> str:
@@ -73,4 +99,7 @@ def _is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # An IPv4 address in the dress of IPv6 is as private as without it.
         ip = ip.ipv4_mapped or ip.sixtofour or ip
+    # Outside of it: what is translated to IPv4 (RFC 6052), site-local, or not given out.
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _GLOBAL_UNICAST:
+        return False
     return ip.is_global and not ip.is_multicast
