@@ -269,11 +269,11 @@ class Settings(BaseSettings):
     def is_production(self) -> bool:
         return self.app_env is AppEnv.PRODUCTION
 
-    def retention_default(self, data_type: str) -> tuple[int, RetentionAction]:
-        """Period in days and action that the environment sets for *data_type*."""
-        days: int = getattr(self, f"retention_{data_type}_days")
-        action: RetentionAction = getattr(self, f"retention_{data_type}_action")
-        return days, action
+    def retention_default(self, data_type: str) -> tuple[int, RetentionAction] | None:
+        """Period in days and action that the environment sets for *data_type*, if it knows it."""
+        days: int | None = getattr(self, f"retention_{data_type}_days", None)
+        action: RetentionAction | None = getattr(self, f"retention_{data_type}_action", None)
+        return None if days is None or action is None else (days, action)
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -121,6 +121,7 @@ FORECAST: Final[Example] = {
     "items": [
         {
             "data_type": "invoice",
+            "enabled": True,
             "due_now": 12,
             "months": [{"month": "2026-11", "due": 3}, {"month": "2026-12", "due": 40}],
         }

@@ -21,7 +21,8 @@ from backend.models import RetentionStatus
 from backend.privacy.periods import Period
 from backend.services.notice_service import get_notice_service
 from backend.services.policy_service import Policy, get_policy_service
-from backend.services.retention_service import PolicyState, get_retention_service
+from backend.services.retention_results import PolicyState
+from backend.services.retention_service import get_retention_service
 from backend.services.scheduler_service import get_scheduler_service
 from backend.settings import MAX_RETENTION_DAYS, RetentionAction
 
@@ -60,7 +61,7 @@ class PolicyAnswer(Answer, json_schema_extra=examples.of(examples.POLICY_IN_FORC
     action: RetentionAction
     enabled: bool
     year_end: bool
-    source: str = Field(description="`environment` or `api`.")
+    source: str = Field(description="`environment`, `data_map` or `api`.")
     updated_at: datetime | None
     description: str = Field(description="What the policy does, in words.")
 
@@ -80,8 +81,8 @@ class PolicyAnswer(Answer, json_schema_extra=examples.of(examples.POLICY_IN_FORC
 
 class PolicyItem(PolicyAnswer, json_schema_extra=examples.of(examples.POLICY_STATE)):
     rows: int = Field(description="All rows of the table.")
-    due: int = Field(description="Rows due now, held ones included.")
-    due_soon: int = Field(description="More that become due within 30 days.")
+    due: int = Field(description="Rows due now, held ones included; people only once told.")
+    due_soon: int = Field(description="More that become due within 30 days, told or not.")
     held: int = Field(description="Due rows that a legal hold keeps.")
     last_run_at: datetime | None
     next_run_at: datetime | None = Field(description="None where it is off.")
@@ -133,6 +134,7 @@ class MonthItem(Answer):
 
 class ForecastItem(Answer):
     data_type: str
+    enabled: bool = Field(description="If not, nothing leaves.")
     due_now: int
     months: list[MonthItem]
 
@@ -242,6 +244,7 @@ def forecast(session: ReadSession, _actor: AdminActor) -> ForecastAnswer:
         items=[
             ForecastItem(
                 data_type=one.data_type,
+                enabled=one.enabled,
                 due_now=one.due_now,
                 months=[MonthItem(month=month, due=due) for month, due in one.months],
             )
@@ -285,12 +288,12 @@ def list_logs(
 
 @router.get("/notices", responses=problems(401, 403, 422))
 def list_notices(
-    session: ReadSession,
-    _actor: AdminActor,
+    session: WriteSession,
+    actor: AdminActor,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> NoticesAnswer:
     """Show which inactive people are still to be told that their account ends."""
-    notices = get_notice_service().waiting(session, limit)
+    notices = get_notice_service().waiting(session, actor, limit)
     return NoticesAnswer(items=[NoticeItem.model_validate(notice) for notice in notices])
 
 

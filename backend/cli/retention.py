@@ -11,7 +11,8 @@ from backend.db_utils import session_scope
 from backend.privacy.periods import Period
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.policy_service import get_policy_service
-from backend.services.retention_service import Forecast, get_retention_service
+from backend.services.retention_results import Forecast
+from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction
 
@@ -54,12 +55,12 @@ def _draw(forecasts: Sequence[Forecast]) -> None:
     for one in forecasts:
         months = [("now", one.due_now), *one.months]
         if any(due for _, due in months):
-            print(f"\n{one.data_type}: rows that become due")
+            print(f"\n{one.data_type}: rows that become due{'' if one.enabled else ' (off)'}")
             print_bars(months)
 
 
-@app.command()
-def policy(
+@app.command("policy")
+def set_policy(
     data_type: str,
     period: Annotated[str, typer.Argument(help="ISO 8601, as P7Y or P2555D.")],
     action: RetentionAction,
@@ -73,8 +74,10 @@ def policy(
     parsed = Period.parse(period, year_end=year_end)
     get_setup_service().open()
     with session_scope() as session:
-        get_policy_service().set(session, COMMAND_LINE, data_type, parsed, action, enabled=enabled)
-    print(f"{data_type}: {action} after {parsed.words}")
+        policy = get_policy_service().set(
+            session, COMMAND_LINE, data_type, parsed, action, enabled=enabled
+        )
+    print(policy.words)
 
 
 @app.command()

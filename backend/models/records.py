@@ -63,6 +63,8 @@ class RetentionStatus(StrEnum):
     DONE = "done"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    # Done, by a clock that was ahead: no measure of later runs.
+    CLOCK_AHEAD = "clock_ahead"
 
 
 class DataRetentionLog(Base):

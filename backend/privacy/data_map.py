@@ -6,6 +6,7 @@ Columns and tables declare themselves where they are defined (`backend.privacy.d
 else that Holdfast does with personal data is derived from the result.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
@@ -36,6 +37,9 @@ class DataMap:
             names = ", ".join(t.name for t in of_subjects) or "none"
             raise DataMapError(f"one table's rows are the people, and here it is: {names}")
         (self.subject,) = of_subjects
+        kinds = Counter(t.rule.retention.data_type for t in tables if t.rule.retention)
+        if twice := [kind for kind, count in kinds.items() if count > 1]:
+            raise DataMapError(f"one table has a data type, and several have: {', '.join(twice)}")
 
     @classmethod
     def of(cls, metadata: MetaData) -> "DataMap":

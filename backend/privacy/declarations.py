@@ -77,12 +77,15 @@ class Retention:
     """
     The clock of a table: rows of *data_type* are counted from the column *anchor*.
 
-    *only* restricts it to rows in which the named columns have the named values.
+    *only* restricts it to rows in which the named columns have the named values. *period* (ISO
+    8601) and *mode* are the policy of a data type for which there is no setting.
     """
 
     data_type: str
     anchor: str
     only: Mapping[str, Any] | None = None
+    period: str | None = None
+    mode: EraseMode = EraseMode.ANONYMIZE
 
 
 @dataclass(frozen=True, slots=True)

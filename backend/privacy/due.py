@@ -2,7 +2,7 @@
 
 import hashlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -42,9 +42,9 @@ from backend.privacy.walk import Subjects, rows_of
 
 _AFTER_PARAM: Final = "walk_after"
 _UNTIL_PARAM: Final = "walk_until"
-# A prime below 2**31: products of two smaller numbers fit in what engines count with.
-_PRIME: Final = 2_147_483_647
-_FACTOR: Final = 1_103_515_245
+# Primes below 2**31: products of two smaller numbers fit in what engines count with.
+_PRIMES: Final = (2_147_483_647, 2_147_483_629)
+_FACTORS: Final = (1_327_217_885, 1_103_515_245)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,13 @@ class RetentionPlan:
 
     Attributes:
         rows: All rows of its table.
+        open_rows: Those that the policy may still touch: not what is anonymous already.
         due_soon: How many more are due until the moment that was asked for.
         digest: Of the keys of the rows that it touches; what hangs from these goes with them.
     """
 
     rows: int
+    open_rows: int
     matched: int
     held: int
     due_soon: int
@@ -107,18 +109,22 @@ def plan_retention(
     mapped = data_map.by_data_type[clockwork.data_type]
     due, held = _due(mapped, clockwork), _held(data_map, mapped, clockwork)
     going = and_(due, not_(held))
-    later = _due(mapped, replace(clockwork, now=soon or clockwork.now))
-    counts = [func.count(), *(func.count().filter(rows) for rows in (due, going, later))]
-    mark = _mark(mapped)
+    # Who is due and untold will have been told by then, or soon after.
+    later = _due(mapped, replace(clockwork, now=soon or clockwork.now, only=None))
+    open_rows = and_(true(), *_of_policy(mapped, clockwork.mode))
+    counts = [
+        func.count(), *(func.count().filter(rows) for rows in (open_rows, due, going, later))
+    ]  # fmt: skip
+    mark = _mark(mapped, session.get_bind().dialect.name)
     found = session.execute(
         select(*counts, *([] if mark is None else [mark.filter(going)])).select_from(mapped.table)
     ).one()
-    rows, matched, affected, in_time = found[:4]
+    rows, still_open, matched, affected, in_time = found[:5]
     said = f"{mapped.name} {affected}"
     if affected:
-        said += f" {_keys_digest(session, mapped, going) if mark is None else found[4]}"
+        said += f" {_keys_digest(session, mapped, going) if mark is None else found[5]}"
     digest = hashlib.sha256(said.encode()).hexdigest()
-    return RetentionPlan(rows, matched, matched - affected, in_time - matched, digest)
+    return RetentionPlan(rows, still_open, matched, matched - affected, in_time - matched, digest)
 
 
 def due_rows(data_map: DataMap, clockwork: Clockwork) -> ColumnElement[bool]:
@@ -266,7 +272,7 @@ def _key_params(name: str, key: Sequence[Any] | None) -> dict[str, Any]:
     return {} if key is None else {f"{name}_{at}": part for at, part in enumerate(key)}
 
 
-def _mark(mapped: MappedTable) -> Any:
+def _mark(mapped: MappedTable, engine: str) -> Any:
     """
     Return a sum that differs where other rows are counted, cheap enough for ten million.
 
@@ -274,7 +280,13 @@ def _mark(mapped: MappedTable) -> Any:
     """
     if len(mapped.keys) > 1 or not isinstance(mapped.key.type, Integer):
         return None
-    return func.sum((cast(mapped.key, BigInteger) % _PRIME) * _FACTOR % _PRIME)
+    key = cast(mapped.key, BigInteger)
+    if engine == "postgresql" and not isinstance(mapped.key.type, BigInteger):
+        # It folds to 32 bits, which tells numbers of so many apart.
+        return func.sum(func.hashint8extended(key, 0))
+    one, other = (key % p * f % p for p, f in zip(_PRIMES, _FACTORS, strict=True))
+    # Bits of two: sums of multiples alone are equal wherever the sums of the keys are.
+    return func.sum(one + one.bitwise_and(other))
 
 
 def _keys_digest(session: Session, mapped: MappedTable, rows: ColumnElement[bool]) -> str:
@@ -309,8 +321,36 @@ def _held(data_map: DataMap, mapped: MappedTable, clockwork: Clockwork) -> Colum
         if other.rule.retention is not None and other is not mapped:
             theirs = _held_itself(data_map, other, other.rule.retention.data_type, holds)
             held += [mapped.key.in_(select(column).where(or_(*theirs)))] if theirs else []
+    if mapped is data_map.subject:
+        held += _people_of_held(data_map, holds)
     # A row whose link is cut belongs to nobody: `IN` over NULL must not swallow it.
     return func.coalesce(or_(*held), false()) if held else false()
+
+
+def _people_of_held(data_map: DataMap, holds: Holds) -> Iterator[ColumnElement[bool]]:
+    """Yield who owns a held row, or a row that a held one refers to, by whatever way."""
+    for other in data_map.of_people:
+        if other.rule.retention is None or other is data_map.subject:
+            continue
+        theirs = _held_itself(data_map, other, other.rule.retention.data_type, holds)
+        if not theirs:
+            continue
+        yield from _owners(data_map, other, or_(*theirs))
+        for link in data_map.links(other):
+            referred = link.target_column.in_(select(link.column).where(or_(*theirs)))
+            yield from _owners(data_map, link.target, referred)
+
+
+def _owners(
+    data_map: DataMap, mapped: MappedTable, rows: ColumnElement[bool]
+) -> Iterator[ColumnElement[bool]]:
+    """Yield the people to whom *rows* of *mapped* lead, one predicate for each way."""
+    if mapped is data_map.subject:
+        yield rows
+    elif not data_map.circle(mapped):
+        for link in data_map.links(mapped):
+            above = link.target_column.in_(select(link.column).where(rows))
+            yield from _owners(data_map, link.target, above)
 
 
 def _held_itself(

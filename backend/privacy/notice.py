@@ -109,7 +109,7 @@ def _kept_for(data_map: DataMap, mapped: MappedTable, end: End, terms: Terms) ->
         return _WITH_ACCOUNT if mapped is not data_map.subject else "as long as it is in use"
     retention = clock.rule.retention
     anchor = retention.anchor.removesuffix("_at").removesuffix("_on").replace("_", " ")
-    words = f"{terms.periods[retention.data_type].words} from {anchor}"
+    words = terms.periods[retention.data_type].since(anchor)
     if retention.data_type in terms.by_hand:
         words += ", then removed by hand"
     return words + (f"; where that is not known, {_WITH_ACCOUNT}" if end.undated else "")

@@ -75,23 +75,27 @@ class Period:
         """The period as a person reads it, as `7 years` or `1 year and 6 months`."""
         years, months = divmod(self.months, 12)
         parts = ((years, "year"), (months, "month"), (self.days, "day"))
-        length = " and ".join(f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in parts if n)
-        return f"{length} after the end of the year" if self.year_end else length
+        return " and ".join(f"{n} {unit}{'s' if n > 1 else ''}" for n, unit in parts if n)
+
+    def since(self, anchor: str) -> str:
+        """Say when it ends that begins with what is called *anchor*."""
+        return f"{self.words} from {'the end of the year of ' if self.year_end else ''}{anchor}"
 
     @property
     def shortest_days(self) -> int:
         """The fewest days that it can take, wherever it begins."""
         if not self.months:
             return self.days
-        # Every month of a leap year, and of the years between it and the next.
-        begins = (date(2000 + month // 12, 1 + month % 12, 1) for month in range(48))
+        # Every month of four years in which a leap year is left out: 2100 is none.
+        begins = (date(2096 + month // 12, 1 + month % 12, 1) for month in range(48))
         return min((_shift(begin, self.months)[0] - begin).days for begin in begins) + self.days
 
     def cutoff(self, now: datetime) -> datetime:
         """Return the latest anchor that is due at *now*: the last whose `end` is not after it."""
+        now = _in_utc(now)
         shifted, fits = _shift(now - timedelta(days=self.days), -self.months)
         latest = shifted if fits else shifted - _INSTANT
-        return _year_of(latest.astimezone(UTC)) - _INSTANT if self.year_end else latest
+        return _year_of(latest) - _INSTANT if self.year_end else latest
 
     def cutoff_day(self, now: datetime) -> date:
         """Return the first day that is not due at *now*, of anchors that are days."""
@@ -101,9 +105,9 @@ class Period:
 
     def end(self, anchor: datetime) -> datetime:
         """Return when a row with this *anchor* becomes due, to the same exactness."""
-        begin = anchor
+        begin = _in_utc(anchor)
         if self.year_end:
-            begin = _year_of(anchor.astimezone(UTC))
+            begin = _year_of(begin)
             begin = begin.replace(year=begin.year + 1)
         return _shift(begin, self.months)[0] + timedelta(days=self.days)
 
@@ -111,6 +115,12 @@ class Period:
         """Return the day on which a row becomes due whose *anchor* is a day: that counts whole."""
         begin = date(anchor.year + 1, 1, 1) if self.year_end else anchor + timedelta(days=1)
         return _shift(begin, self.months)[0] + timedelta(days=self.days)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone is not a point in time")
+    return moment.astimezone(UTC)
 
 
 def _year_of(moment: datetime) -> datetime:

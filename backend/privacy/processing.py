@@ -239,7 +239,7 @@ def _time_limit(data_map: DataMap, mapped: MappedTable, clocks: Mapping[str, Clo
         )
         return TimeLimit(mapped.name, None, None, None, words, mapped.statute)
     clock = clocks[retention.data_type]
-    words = f"{clock.period.words} from {_spaced(retention.anchor)}"
+    words = clock.period.since(_spaced(retention.anchor))
     if counted_by is not mapped:
         words += f" of its row in {_spaced(counted_by.name)}"
     words += f", then {clock.action}d" if clock.enabled else "; not enforced: the policy is off"

@@ -71,7 +71,15 @@ class AuthService:
         now = datetime.now(UTC)
         actor = Actor("person", user.role, user.id, uid=user.uid)
         with session_scope() as session:
-            session.execute(update(User).where(User.id == user.id).values(last_activity_at=now))
+            still_there = (
+                update(User)
+                .where(User.id == user.id, User.is_active)
+                .values(last_activity_at=now)
+                .returning(User.id)
+            )
+            # Retention or an erasure may have come while the password was hashed.
+            if session.scalar(still_there) is None:
+                raise WrongPasswordError("the e-mail or the password is wrong")
             get_notice_service().cancel(session, user.id)
             get_audit_service().record(
                 session, "sign_in", actor.during(request_id), subject=user.uid

@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.models import DataRetentionLog, RetentionStatus
 from backend.privacy.due import RetentionPlan
 from backend.privacy.periods import Period
-from backend.services.policy_service import Policy
+from backend.services.policy_service import Policy, get_policy_service
 from backend.settings import RetentionAction, get_settings
 
 _CLOCK: Final = timedelta(days=1)
@@ -63,31 +63,43 @@ class BrakeService:
         for policy, plan in touching:
             found += _of_share(policy.data_type, plan)
             found += _of_usual(policy.data_type, plan, _last_runs(session, policy.data_type))
-            found += _of_period(policy, _last_runs(session, policy.data_type))
+            found += _of_period(policy, _confirmed_period(session, policy.data_type), now)
         return found
 
-    def as_applied(
-        self, session: Session, policy: Policy, now: datetime
-    ) -> tuple[Policy, datetime]:
-        """Return the policy and the moment that need no confirmation: those of the last run."""
+    def as_applied(self, session: Session, policy: Policy) -> tuple[Policy, datetime] | None:
+        """
+        Return the policy and the moment of its last run; `None` where it never ran.
+
+        A later run, or another period, may be one that the brake stops.
+        """
         runs = _last_runs(session, policy.data_type)
         if not runs:
-            return policy, now
-        if list(self._of_clock(session, now)):
-            now = runs[0].started_at
+            return None
         period = _period_of(runs[0])
-        if period is not None and list(_of_period(policy, runs)):
-            action = RetentionAction(runs[0].action)
-            policy = replace(policy, period=period, action=action)
-        return policy, now
+        if period is not None:
+            policy = replace(policy, period=period, action=RetentionAction(runs[0].action))
+        return policy, runs[0].started_at
 
-    def is_new_and_large(self, session: Session, data_type: str, plan: RetentionPlan) -> bool:
-        """Say whether a policy that was never applied would touch much."""
-        return not _last_runs(session, data_type) and any(_of_share(data_type, plan))
+    def is_large(self, data_type: str, plan: RetentionPlan) -> bool:
+        """Say whether a policy would touch much of its table."""
+        return any(_of_share(data_type, plan))
+
+    def accept_clock(self, session: Session, now: datetime) -> None:
+        """Compare no more with runs of the future: somebody has confirmed that it is earlier."""
+        session.execute(
+            update(DataRetentionLog)
+            .where(DataRetentionLog.status == RetentionStatus.DONE)
+            .where(DataRetentionLog.started_at > now)
+            .values(status=RetentionStatus.CLOCK_AHEAD)
+        )
+
+    def clock_moved(self, session: Session, now: datetime) -> bool:
+        """Say whether the clock is off against the last run."""
+        return any(self._of_clock(session, now))
 
     def note(self, run_id: UUID, now: datetime) -> None:
         """Remember when a run took place, by a clock that nobody sets."""
-        self._last = run_id, now, time.monotonic()
+        self._last = run_id, now, _ticks()
 
     def _of_clock(self, session: Session, now: datetime) -> Iterator[Brake]:
         last = session.scalar(
@@ -101,17 +113,23 @@ class BrakeService:
         moved = min(now - last.started_at, timedelta())
         if self._last is not None and self._last[0] == last.run_id:
             _, then, ticks = self._last
-            moved = (now - then) - timedelta(seconds=time.monotonic() - ticks)
+            moved = (now - then) - timedelta(seconds=_ticks() - ticks)
         if abs(moved) > _CLOCK:
             words = f"the clock moved by {moved.total_seconds() / 86_400:+.1f} days"
             yield Brake(ALL, "clock", f"{words} against the last run")
 
 
+def _ticks() -> float:
+    """Return the seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 def _of_share(data_type: str, plan: RetentionPlan) -> Iterator[Brake]:
     settings = get_settings()
-    percent = 100 * plan.affected / max(plan.rows, 1)
+    percent = 100 * plan.affected / max(plan.open_rows, 1)
     if plan.affected > settings.retention_brake_rows and percent > settings.retention_brake_percent:
-        words = f"{data_type}: {plan.affected} of {plan.rows} rows are {percent:.0f} % of the table"
+        share = f"{plan.affected} of {plan.open_rows} rows are {percent:.1f} % of the table"
+        words = f"{data_type}: {share}"
         yield Brake(data_type, "share", words)
 
 
@@ -127,11 +145,27 @@ def _of_usual(
         yield Brake(data_type, "usual", words)
 
 
-def _of_period(policy: Policy, runs: Sequence[DataRetentionLog]) -> Iterator[Brake]:
-    before = _period_of(runs[0]) if runs else None
-    if before is not None and 2 * policy.period.shortest_days < before.shortest_days:
-        words = f"{policy.data_type}: kept for {policy.period}, and for {before} at the last run"
+def _of_period(policy: Policy, before: Period | None, now: datetime) -> Iterator[Brake]:
+    if before is not None and 2 * (now - policy.period.cutoff(now)) < now - before.cutoff(now):
+        words = f"{policy.data_type}: kept for {policy.period}, and for {before} until now"
         yield Brake(policy.data_type, "shortened", words)
+
+
+def _confirmed_period(session: Session, data_type: str) -> Period | None:
+    """
+    Return by which period rows went last: a run that touched nothing has confirmed nothing.
+
+    Before the first run, what was in force before anybody has changed it.
+    """
+    runs = select(DataRetentionLog).where(
+        DataRetentionLog.data_type == data_type, DataRetentionLog.status == RetentionStatus.DONE
+    )
+    newest, oldest = (
+        DataRetentionLog.started_at.desc(), DataRetentionLog.started_at,
+    )  # fmt: skip
+    run = session.scalar(runs.where(DataRetentionLog.affected > 0).order_by(newest).limit(1))
+    run = run or session.scalar(runs.order_by(oldest).limit(1))
+    return get_policy_service().first_period(session, data_type) if run is None else _period_of(run)
 
 
 def _period_of(run: DataRetentionLog) -> Period | None:

@@ -13,6 +13,7 @@ from backend.models import DATA_MAP, DataConsent, Installation, User
 from backend.privacy.comparison import compare, windows
 from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
+from backend.services.notice_service import get_notice_service
 
 _ROWS_PER_COPY: Final = 500
 _ROWS_PER_READ: Final = 1000
@@ -31,7 +32,10 @@ class CarryOverService:
         """
         consents = self._records(live, restored)
         _advance_row_numbers(live, restored)
-        self._accounts(live, restored)
+        gone = self._accounts(live, restored)
+        if _is_same(live, restored):
+            for part in range(0, len(gone), _ROWS_PER_COPY):
+                get_notice_service().count_as_told(restored, gone[part : part + _ROWS_PER_COPY])
         return consents
 
     def _records(self, live: Session, restored: Session) -> int:
@@ -55,13 +59,19 @@ class CarryOverService:
                 new -= left_out
         return new
 
-    def _accounts(self, live: Session, restored: Session) -> None:
-        """Keep rights and passwords as they are now: a restore must not bring back old ones."""
+    def _accounts(self, live: Session, restored: Session) -> list[UUID]:
+        """
+        Keep rights and passwords as they are now: a restore must not bring back old ones.
+
+        Returns:
+            Who is in the backup and not, or not by name, in the live database.
+        """
         # Their text is in the order of the numbers, and cheaper to read.
         uid = cast(_ACCOUNT.uid, Text)
         columns = [_ACCOUNT[name] for name in _OF_ACCOUNTS]
         accounts = select(uid, *columns).order_by(_ACCOUNT.uid)
         changed: list[tuple[Any, ...]] = []
+        gone: list[UUID] = []
         for now, before in windows(
             _parts(live, accounts.where(_ACCOUNT.anonymized_at.is_(None))),
             _parts(restored, accounts),
@@ -70,12 +80,19 @@ class CarryOverService:
             if now != before:
                 known = {row[0]: row for row in before}
                 changed += (row for row in now if row != known.get(row[0], row))
+                gone += (UUID(uid) for uid in known.keys() - {row[0] for row in now})
         for account, *values in changed:
             restored.execute(
                 update(User)
                 .where(User.uid == UUID(account))
                 .values(dict(zip(_OF_ACCOUNTS, values, strict=True)))
             )
+        return gone
+
+
+def _is_same(live: Session, restored: Session) -> bool:
+    ours, theirs = (s.scalars(select(Installation.id)).one() for s in (live, restored))
+    return ours == theirs
 
 
 def _make_room(live: Session, restored: Session, mapped: MappedTable) -> None:

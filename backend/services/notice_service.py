@@ -1,17 +1,20 @@
 """Notices to inactive people: whom to tell before their account ends, and who was told."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ColumnElement, delete, false, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from backend.db_utils import session_scope
 from backend.errors import ConflictError, NotFoundError
-from backend.models import DATA_MAP, InactivityNotice, User
+from backend.models import DATA_MAP, InactivityNotice, Role, User
 from backend.privacy.declarations import EraseMode
 from backend.privacy.due import Clockwork, due_rows
 from backend.services.audit_service import Actor, get_audit_service
@@ -19,6 +22,7 @@ from backend.services.policy_service import get_policy_service
 from backend.settings import get_settings
 
 _ROWS: Final = 1_000
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,63 +40,79 @@ class Notice:
 class NoticeService:
     """A queue that a sender of mail drains; with `RETENTION_NOTICE_DAYS=0` nobody is told."""
 
-    def bring_up(self, session: Session, now: datetime) -> None:
-        """Queue who becomes due within the days of notice, and drop who was active since."""
+    def bring_up(self, now: datetime) -> None:
+        """
+        Queue who becomes due within the days of notice, and drop who was active since.
+
+        Manages its own transactions, of so many people each.
+        """
         ahead = timedelta(days=get_settings().retention_notice_days)
-        subject = DATA_MAP.subject
-        policy = next(
-            policy
-            for policy in get_policy_service().policies(session)
-            if DATA_MAP.by_data_type[policy.data_type] is subject
-        )
-        if not ahead or not policy.enabled:
+        if not ahead:
             return
-        clockwork = Clockwork(
-            policy.data_type,
-            EraseMode(policy.action.value),
-            get_policy_service().periods(session),
-            now=now + ahead,
-        )
-        soon = due_rows(DATA_MAP, clockwork)
-        told = select(InactivityNotice.user_id)
-        session.execute(
-            delete(InactivityNotice).where(
-                InactivityNotice.user_id.not_in(select(User.id).where(soon))
+        with session_scope() as session:
+            soon = _due(session, now + ahead)
+            kept = select(User.id).where(User.id == InactivityNotice.user_id, soon)
+            # Queued in the future by a clock that was ahead, they would never be told long enough.
+            never = InactivityNotice.queued_at > now
+            session.execute(
+                delete(InactivityNotice).where(
+                    or_(never, ~kept.correlate(InactivityNotice).exists())
+                )
             )
-        )
-        new = select(User.id, User.last_activity_at).where(soon, User.id.not_in(told))
-        while found := session.execute(new.limit(_ROWS)).all():
-            rows = [
-                {
-                    "id": uuid4(),
-                    "user_id": row.id,
-                    "ends_at": max(policy.period.end(row.last_activity_at), now + ahead),
-                    "queued_at": now,
-                }
-                for row in found
-            ]
-            session.execute(insert(InactivityNotice), rows)
+        last: int | None = 0
+        while last is not None:
+            # Another run has queued some of them, or somebody was erased: look again.
+            with suppress(IntegrityError), session_scope() as session:
+                last = _queue(session, soon, last, now, now + ahead)
 
     def told(self, data_type: str, now: datetime) -> ColumnElement[bool] | None:
         """Return the predicate for people who were told long enough ago; `None`: all may go."""
         ahead = timedelta(days=get_settings().retention_notice_days)
         if not ahead or DATA_MAP.by_data_type[data_type] is not DATA_MAP.subject:
             return None
-        told = select(InactivityNotice.user_id).where(InactivityNotice.queued_at <= now - ahead)
+        told = select(InactivityNotice.user_id).where(
+            InactivityNotice.queued_at <= now - ahead,
+            # Fewer days since do not break what was told.
+            InactivityNotice.ends_at <= now,
+        )
         return DATA_MAP.subject.key.in_(told)
 
-    def waiting(self, session: Session, limit: int) -> Sequence[Notice]:
-        """Who is still to be told, those first who wait longest."""
+    def count_as_told(self, restored: Session, uids: Collection[UUID]) -> None:
+        """Let retention end those again who have gone since the backup: they were told then."""
+        gone = restored.scalars(
+            select(User.id).where(
+                User.uid.in_(uids),
+                User.role == Role.USER,
+                User.id.not_in(select(InactivityNotice.user_id)),
+            )
+        )
+        rows = [
+            {"id": uuid4(), "user_id": user_id}
+            | dict.fromkeys(("ends_at", "queued_at", "sent_at"), _LONG_AGO)
+            for user_id in gone
+        ]
+        if rows:
+            restored.execute(insert(InactivityNotice), rows)
+
+    def waiting(self, session: Session, actor: Actor, limit: int) -> Sequence[Notice]:
+        """Who is still to be told, those first who wait longest; that they were read is noted."""
         rows = session.execute(
             select(InactivityNotice, User.email)
             .join(User, User.id == InactivityNotice.user_id)
             .where(InactivityNotice.sent_at.is_(None))
-            .order_by(InactivityNotice.queued_at, InactivityNotice.id)
+            .order_by(
+                # Who has no address is told in another way, and stands in nobody's.
+                User.email.is_(None),
+                InactivityNotice.queued_at,
+                InactivityNotice.id,
+            )
             .limit(limit)
         )
-        return [
+        notices = [
             Notice(n.id, n.user_id, email, n.ends_at, n.queued_at, n.sent_at) for n, email in rows
         ]
+        get_audit_service().record(session, "notices_listed", actor, count=len(notices))
+        return notices
 
     def sent(self, session: Session, actor: Actor, notice_id: UUID) -> None:
         """
@@ -102,13 +122,19 @@ class NoticeService:
             NotFoundError: No such notice, or the person was active since.
             ConflictError: They were told before.
         """
-        notice = session.get(InactivityNotice, notice_id)
-        if notice is None:
+        # Of two senders at once, one.
+        noted = (
+            update(InactivityNotice)
+            .where(InactivityNotice.id == notice_id, InactivityNotice.sent_at.is_(None))
+            .values(sent_at=datetime.now(UTC))
+            .returning(InactivityNotice.user_id)
+        )
+        user_id = session.scalar(noted)
+        if user_id is None and session.get(InactivityNotice, notice_id) is None:
             raise NotFoundError(f"no notice has the id {notice_id}")
-        if notice.sent_at is not None:
+        if user_id is None:
             raise ConflictError(f"notice {notice_id} was sent before")
-        notice.sent_at = datetime.now(UTC)
-        person = session.get_one(User, notice.user_id)
+        person = session.get_one(User, user_id)
         get_audit_service().record(
             session, "notice_sent", actor, subject=person.uid, notice=notice_id
         )
@@ -116,6 +142,43 @@ class NoticeService:
     def cancel(self, session: Session, user_id: int) -> None:
         """Drop the notice of somebody who was active."""
         session.execute(delete(InactivityNotice).where(InactivityNotice.user_id == user_id))
+
+
+def _due(session: Session, at: datetime) -> ColumnElement[bool]:
+    """Return the predicate for people who are due at that time; nobody where the policy is off."""
+    policy = next(
+        policy
+        for policy in get_policy_service().policies(session)
+        if DATA_MAP.by_data_type[policy.data_type] is DATA_MAP.subject
+    )
+    if not policy.enabled:
+        return false()
+    periods = get_policy_service().periods(session)
+    mode = EraseMode(policy.action.value)
+    return due_rows(DATA_MAP, Clockwork(policy.data_type, mode, periods, now=at))
+
+
+def _queue(
+    session: Session, soon: ColumnElement[bool], last: int, now: datetime, ends_at: datetime
+) -> int | None:
+    """Queue the next people after number *last*; return the last of them, or `None`."""
+    told = select(InactivityNotice.id).where(InactivityNotice.user_id == User.id)
+    found = session.scalars(
+        select(User.id)
+        .where(soon, User.id > last, ~told.correlate(User).exists())
+        .order_by(User.id)
+        .limit(_ROWS)
+        # Whoever signs in meanwhile cancels what is queued here.
+        .with_for_update()
+    ).all()
+    if not found:
+        return None
+    rows = [
+        {"id": uuid4(), "user_id": user_id, "ends_at": ends_at, "queued_at": now}
+        for user_id in found
+    ]
+    session.execute(insert(InactivityNotice), rows)
+    return found[-1]
 
 
 @lru_cache(maxsize=1)

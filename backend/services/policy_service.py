@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigurationError, NotFoundError, RefusedError
-from backend.models import DATA_MAP, PolicyVersion, RetentionPolicy
+from backend.models import DATA_MAP, Installation, PolicyVersion, RetentionPolicy
 from backend.privacy.clocks import anchor_of
 from backend.privacy.periods import Period
 from backend.services.audit_service import Actor, get_audit_service
@@ -19,6 +19,7 @@ from backend.settings import RetentionAction, get_settings
 
 _ENVIRONMENT: Final = "environment"
 _API: Final = "api"
+_DATA_MAP: Final = "data_map"
 
 
 class UnknownDataTypeError(RefusedError):
@@ -35,7 +36,7 @@ class StatutoryPeriodError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy in force and where it comes from (`environment` or `api`)."""
+    """One policy in force and where it comes from (`environment`, `data_map` or `api`)."""
 
     data_type: str
     period: Period
@@ -50,7 +51,7 @@ class Policy:
         mapped = DATA_MAP.by_data_type[self.data_type]
         done = {RetentionAction.DELETE: "deleted", RetentionAction.ANONYMIZE: "made anonymous"}
         anchor = anchor_of(mapped).name.replace("_", " ")
-        said = f"rows of {mapped.name} are {done[self.action]} {self.period.words} from {anchor}"
+        said = f"rows of {mapped.name} are {done[self.action]} {self.period.since(anchor)}"
         return said if self.enabled else f"off: {said}"
 
     @property
@@ -115,6 +116,8 @@ class PolicyService:
         """
         self.require(data_type)
         _require_lawful(data_type, period)
+        # One at a time: a change tells from what it was made.
+        session.execute(select(Installation.id).with_for_update())
         before = next(p for p in self.policies(session) if p.data_type == data_type)
         row = RetentionPolicy(
             data_type=data_type,
@@ -170,6 +173,36 @@ class PolicyService:
             for row in rows
         ]  # fmt: skip
 
+    def first_period(self, session: Session, data_type: str) -> Period | None:
+        """Return the period that was in force before the first change, if there was one."""
+        first = session.scalar(
+            select(PolicyVersion.before)
+            .where(PolicyVersion.data_type == data_type)
+            .order_by(PolicyVersion.version)
+            .limit(1)
+        )
+        if first is None:
+            return None
+        before = cast("dict[str, Any]", orjson.loads(first))
+        return Period.parse(before["retention_period"], year_end=before["year_end"])
+
+    def require_lawful(self, policy: Policy) -> None:
+        """
+        Refuse to apply a policy that a law has overtaken since it was set.
+
+        Raises:
+            StatutoryPeriodError: One has.
+        """
+        _require_lawful(policy.data_type, policy.period)
+
+    def is_lawful(self, policy: Policy) -> bool:
+        """Say whether `require_lawful` lets it pass."""
+        try:
+            self.require_lawful(policy)
+        except StatutoryPeriodError:
+            return False
+        return True
+
     def require(self, data_type: str) -> None:
         """
         Refuse what is no data type.
@@ -208,8 +241,15 @@ def _require_lawful(data_type: str, period: Period) -> None:
 
 
 def _default(data_type: str) -> Policy:
-    days, action = get_settings().retention_default(data_type)
-    return Policy(data_type, Period.of_days(days), action, enabled=True, source=_ENVIRONMENT)
+    """Return what the environment says, or, for a type that it does not know, the data map."""
+    retention = DATA_MAP.by_data_type[data_type].rule.retention
+    if (default := get_settings().retention_default(data_type)) is not None:
+        days, action = default
+        return Policy(data_type, Period.of_days(days), action, enabled=True, source=_ENVIRONMENT)
+    if retention is None or retention.period is None:
+        raise ConfigurationError(f"the data map says for no period how long to keep {data_type}")
+    period, action = Period.parse(retention.period), RetentionAction(retention.mode.value)
+    return Policy(data_type, period, action, enabled=True, source=_DATA_MAP)
 
 
 def _stored(row: RetentionPolicy) -> Policy:

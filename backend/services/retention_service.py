@@ -1,8 +1,7 @@
 """Retention: what the policies would do now, and doing it, batch by batch."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -19,98 +18,32 @@ from backend.privacy.declarations import EraseMode
 from backend.privacy.due import (
     Clockwork,
     RetentionBatches,
-    RetentionPlan,
     count_due_by,
     plan_retention,
 )
+from backend.privacy.steps import IncompleteErasureError
 from backend.services.alert_service import get_alert_service
 from backend.services.audit_service import Actor, get_audit_service
-from backend.services.brake_service import Brake, BrakeError, get_brake_service
+from backend.services.brake_service import BrakeError, get_brake_service
 from backend.services.hold_service import get_hold_service
 from backend.services.notice_service import get_notice_service
 from backend.services.pace import Pace
 from backend.services.policy_service import Policy, get_policy_service
-from backend.settings import RetentionAction
+from backend.services.retention_results import (
+    Forecast,
+    Planned,
+    PolicyState,
+    RetentionRun,
+    digest_of,
+    log_row,
+)
 
 log = structlog.get_logger(__name__)
 SOON: Final = timedelta(days=30)
 # A run whose last batch is older has ended without saying so.
 _SILENT: Final = timedelta(minutes=5)
 _MONTHS: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyState:
-    """A policy with what is there: all rows, rows due now and soon, due rows that a hold keeps."""
-
-    policy: Policy
-    rows: int
-    due: int
-    due_soon: int
-    held: int
-    last_run_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyResult:
-    """What one policy did, or would do."""
-
-    data_type: str
-    action: RetentionAction
-    cutoff: datetime
-    matched: int
-    held: int
-    affected: int
-    plan_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionRun:
-    """
-    One run over all policies, with one digest for the whole plan.
-
-    Attributes:
-        brakes: Why it needs the digest of a dry run as confirmation, if it does.
-    """
-
-    run_id: UUID
-    dry_run: bool
-    plan_digest: str
-    results: list[PolicyResult]
-    brakes: list[Brake] = field(default_factory=list)
-
-    @property
-    def affected(self) -> int:
-        return sum(result.affected for result in self.results)
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """How many rows of a data type are due now, and by the end of each of the coming months."""
-
-    data_type: str
-    due_now: int
-    months: Sequence[tuple[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A policy, and what it does now."""
-
-    policy: Policy
-    plan: RetentionPlan
-    clockwork: Clockwork
-
-    def result(self, affected: int) -> PolicyResult:
-        return PolicyResult(
-            self.policy.data_type,
-            self.policy.action,
-            self.policy.period.cutoff(self.clockwork.now),
-            self.plan.matched,
-            self.plan.held,
-            affected,
-            self.plan.digest,
-        )
+_MOST_TRIES: Final = 20
 
 
 class RetentionService:
@@ -126,16 +59,16 @@ class RetentionService:
     def forecast(self, session: Session, now: datetime | None = None) -> list[Forecast]:
         """How much is due over the coming year, by data type; what a hold keeps is counted too."""
         now = now or datetime.now(UTC)
-        ends = [_month_end(now, ahead) for ahead in range(_MONTHS)]
+        ends = [_month_end(now, ahead) - timedelta(microseconds=1) for ahead in range(_MONTHS)]
         found = []
         for policy in get_policy_service().policies(session):
             clockwork = self._clockwork(session, policy, now)
             due, *by_end = count_due_by(session, DATA_MAP, clockwork, [now, *ends])
             months = [
-                (f"{end - timedelta(days=1):%Y-%m}", later - sooner)
+                (f"{end:%Y-%m}", later - sooner)
                 for end, sooner, later in zip(ends, [due, *by_end], by_end, strict=False)
             ]
-            found.append(Forecast(policy.data_type, due, months))
+            found.append(Forecast(policy.data_type, policy.enabled, due, months))
         return found
 
     def apply(
@@ -164,19 +97,22 @@ class RetentionService:
             get_policy_service().require(data_type)
         now = now or datetime.now(UTC)
         if not dry_run:
-            self._begin(now)
+            self._begin(now, confirmed=plan_digest is not None)
         with snapshot_scope() as session:
             planned = self._plan(session, now, data_type)
             plans = [(one.policy, one.plan) for one in planned]
             brakes = get_brake_service().brakes(session, plans, now)
         results = [one.result(one.plan.affected) for one in planned]
-        whole = _digest_of(results)
+        whole = digest_of(results)
         run = RetentionRun(uuid4(), dry_run, whole, results, brakes)
         if plan_digest is not None and plan_digest != whole:
             raise StalePlanError("due rows have changed since the dry run", plan_digest=whole)
         if not dry_run:
             if brakes and plan_digest is None:
                 self._refuse(actor, run)
+            if any(brake.reason == "clock" for brake in brakes):
+                with session_scope() as session:
+                    get_brake_service().accept_clock(session, now)
             run = self._carry_out(actor, run, planned)
             get_brake_service().note(run.run_id, now)
         with session_scope() as session:
@@ -190,23 +126,27 @@ class RetentionService:
         """
         Apply the policies to a database that is being restored, in its session's transaction.
 
-        What retention has removed since the backup must not come back. Nobody has to confirm
-        that, so a policy that was shortened without ever being applied counts as it was applied.
+        What retention has removed since the backup must not come back; more than that would need
+        the brake. So policies, also those that were switched off since, are as at their last run.
 
         Returns:
             How many rows met their end.
         """
         now, run_id, total = datetime.now(UTC), uuid4(), 0
         for policy in get_policy_service().policies(session):
-            one = self._planned(session, *get_brake_service().as_applied(session, policy, now))
-            if not policy.enabled or get_brake_service().is_new_and_large(
-                session, policy.data_type, one.plan
-            ):
+            applied = get_brake_service().as_applied(session, policy)
+            if applied is None and not policy.enabled:
+                continue
+            as_it_was, moment = applied or (policy, now)
+            if not get_policy_service().is_lawful(as_it_was):
+                continue
+            one = self._planned(session, as_it_was, moment)
+            if applied is None and get_brake_service().is_large(policy.data_type, one.plan):
                 continue
             batches, affected = RetentionBatches(DATA_MAP, one.clockwork), 0
             while rows := batches.run(session, one.clockwork.holds, Pace.MOST):
                 affected += rows
-            session.add(_log(one, run_id, actor.ref(session), affected))
+            session.add(log_row(one, run_id, actor.ref(session), affected))
             total += affected
         get_audit_service().record(session, "retention_applied", actor, run=run_id, affected=total)
         return total
@@ -226,26 +166,35 @@ class RetentionService:
         newest = (
             select(DataRetentionLog)
             .where(*rows)
-            .order_by(DataRetentionLog.started_at.desc(), DataRetentionLog.data_type)
+            .order_by(
+                DataRetentionLog.started_at.desc(), DataRetentionLog.data_type, DataRetentionLog.id
+            )
         )
         total = session.scalar(select(func.count()).select_from(DataRetentionLog).where(*rows)) or 0
         return list(session.scalars(newest.limit(limit).offset(offset))), total
 
-    def _begin(self, now: datetime) -> None:
+    def _begin(self, now: datetime, *, confirmed: bool) -> None:
         """Say which runs were interrupted, and whom of the inactive is to be told."""
+        heard_of = select(DataRetentionLog.run_id).where(
+            DataRetentionLog.finished_at >= datetime.now(UTC) - _SILENT
+        )
         with session_scope() as session:
             interrupted = session.execute(
                 update(DataRetentionLog)
                 .where(
                     DataRetentionLog.status == RetentionStatus.RUNNING,
-                    DataRetentionLog.finished_at < datetime.now(UTC) - _SILENT,
+                    # The turn of a policy may come late in a run that goes on.
+                    DataRetentionLog.run_id.not_in(heard_of),
                 )
                 .values(status=RetentionStatus.INTERRUPTED)
                 .returning(DataRetentionLog.run_id)
             ).all()
             for run_id in {row.run_id for row in interrupted}:
                 log.warning("retention_interrupted", run=str(run_id))
-            get_notice_service().bring_up(session, now)
+            moved = not confirmed and get_brake_service().clock_moved(session, now)
+        # By a clock that is off, people would be told too late, or too soon.
+        if not moved:
+            get_notice_service().bring_up(now)
 
     def _refuse(self, actor: Actor, run: RetentionRun) -> None:
         with session_scope() as session:
@@ -265,10 +214,10 @@ class RetentionService:
         )
 
     def _carry_out(
-        self, actor: Actor, run: RetentionRun, planned: Sequence[_Planned]
+        self, actor: Actor, run: RetentionRun, planned: Sequence[Planned]
     ) -> RetentionRun:
         with session_scope() as session:
-            logs = [_log(one, run.run_id, actor.ref(session)) for one in planned]
+            logs = [log_row(one, run.run_id, actor.ref(session)) for one in planned]
             session.add_all(logs)
         results = []
         try:
@@ -278,46 +227,71 @@ class RetentionService:
             # Until then the log still holds the pages as they were before.
             empty_wal(get_engine())
             if len(results) < len(logs):
-                self._settle([entry.id for entry in logs[len(results) :]], RetentionStatus.FAILED)
+                self._fail(actor, run.run_id, [entry.id for entry in logs[len(results) :]])
         return replace(run, results=results)
 
-    def _run_policy(self, one: _Planned, log_id: UUID) -> int:
+    def _run_policy(self, one: Planned, log_id: UUID) -> int:
         """Carry out one policy in transactions of a batch each; the log grows with them."""
-        batches, pace, affected = RetentionBatches(DATA_MAP, one.clockwork), Pace(get_engine()), 0
-        mine = update(DataRetentionLog).where(DataRetentionLog.id == log_id)
+        batches, pace = RetentionBatches(DATA_MAP, one.clockwork), Pace(get_engine())
+        affected, tries = 0, 0
         while True:
-            with pace.batch(), session_scope() as session:
-                # Placed a moment ago, a hold counts from the next batch on.
-                holds = get_hold_service().standing(session)
-                rows = batches.run(session, holds, pace.limit)
-                affected += rows or 0
-                session.execute(
-                    mine.values(
-                        affected=affected,
-                        finished_at=datetime.now(UTC),
-                        status=RetentionStatus.DONE if rows is None else RetentionStatus.RUNNING,
-                    )
-                )
-                pace.did(rows or 0)
+            try:
+                rows = self._run_batch(one, batches, pace, log_id, affected)
+            except IncompleteErasureError:
+                # Another run, or a writer, was faster: what is due is looked at anew.
+                tries += 1
+                if tries > _MOST_TRIES:
+                    raise
+                continue
             if rows is None:
                 return affected
+            tries, affected = 0, affected + rows
 
-    def _settle(self, ids: Sequence[UUID], status: RetentionStatus) -> None:
+    def _run_batch(
+        self, one: Planned, batches: RetentionBatches, pace: Pace, log_id: UUID, affected: int
+    ) -> int | None:
+        mine = update(DataRetentionLog).where(DataRetentionLog.id == log_id)
+        with pace.batch(), session_scope() as session:
+            # Placed a moment ago, a hold counts from the next batch on.
+            holds = get_hold_service().standing(session)
+            rows = batches.run(session, holds, pace.limit)
+            values = {
+                "affected": affected + (rows or 0),
+                "finished_at": datetime.now(UTC),
+                "status": RetentionStatus.DONE if rows is None else RetentionStatus.RUNNING,
+            }
+            if rows is None and holds != one.clockwork.holds:
+                # What was placed or released meanwhile is counted, too.
+                clockwork = replace(one.clockwork, holds=holds)
+                values["held"] = plan_retention(session, DATA_MAP, clockwork).held
+            session.execute(mine.values(values))
+            pace.did(rows or 0)
+        return rows
+
+    def _fail(self, actor: Actor, run_id: UUID, ids: Sequence[UUID]) -> None:
         with session_scope() as session:
             session.execute(
-                update(DataRetentionLog).where(DataRetentionLog.id.in_(ids)).values(status=status)
+                update(DataRetentionLog)
+                .where(DataRetentionLog.id.in_(ids))
+                .values(status=RetentionStatus.FAILED)
+            )
+            get_audit_service().record(
+                session, "retention_applied", actor, outcome="failed", run=run_id
             )
 
-    def _plan(self, session: Session, now: datetime, data_type: str | None) -> list[_Planned]:
-        return [
-            self._planned(session, policy, now)
+    def _plan(self, session: Session, now: datetime, data_type: str | None) -> list[Planned]:
+        policies = [
+            policy
             for policy in get_policy_service().policies(session)
             if policy.enabled and data_type in (None, policy.data_type)
         ]
+        for policy in policies:
+            get_policy_service().require_lawful(policy)
+        return [self._planned(session, policy, now) for policy in policies]
 
-    def _planned(self, session: Session, policy: Policy, now: datetime) -> _Planned:
+    def _planned(self, session: Session, policy: Policy, now: datetime) -> Planned:
         clockwork = self._clockwork(session, policy, now)
-        return _Planned(policy, plan_retention(session, DATA_MAP, clockwork), clockwork)
+        return Planned(policy, plan_retention(session, DATA_MAP, clockwork), clockwork)
 
     def _clockwork(self, session: Session, policy: Policy, now: datetime) -> Clockwork:
         periods = get_policy_service().periods(session) | {policy.data_type: policy.period}
@@ -342,38 +316,10 @@ class RetentionService:
         )
 
 
-def _log(
-    one: _Planned, run_id: UUID, started_by: str, affected: int | None = None
-) -> DataRetentionLog:
-    """
-    Return the row of one policy in one run.
-
-    Args:
-        affected: How many rows met their end; `None` where that has just begun.
-    """
-    status = RetentionStatus.RUNNING if affected is None else RetentionStatus.DONE
-    return DataRetentionLog(
-        run_id=run_id,
-        started_by=started_by,
-        started_at=one.clockwork.now,
-        finished_at=datetime.now(UTC),
-        status=status,
-        period=str(one.policy.period),
-        year_end=one.policy.period.year_end,
-        **asdict(one.result(affected or 0)),
-    )
-
-
 def _month_end(now: datetime, ahead: int) -> datetime:
     """Return when the month ends that is *ahead* of the present one, in UTC."""
     months = now.year * 12 + now.month + ahead
     return datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC)
-
-
-def _digest_of(results: Iterable[PolicyResult]) -> str:
-    """One digest over all policies' plans: which rows, and what happens to them."""
-    parts = [f"{r.data_type} {r.action} {r.plan_digest}" for r in results]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -172,6 +172,8 @@ class SchedulerService:
 
     def _tick_safely(self) -> None:
         try:
+            # What the last tick found, before this one's work takes its time.
+            get_alert_service().tell()
             self.tick()
             get_setup_service().recover_if_due()
             if get_store_service().sync_due.is_set():

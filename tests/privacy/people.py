@@ -25,7 +25,8 @@ from backend.models import (
 )
 from backend.models.records import LegalHold
 from backend.services.audit_service import Actor
-from backend.services.retention_service import RetentionRun, get_retention_service
+from backend.services.retention_results import RetentionRun
+from backend.services.retention_service import get_retention_service
 
 ADMINISTRATOR = Actor("an administrator", Role.ADMIN)
 # In the default periods of 2555 days, and past them.
