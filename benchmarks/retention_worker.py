@@ -21,6 +21,7 @@ from backend.db_utils import get_engine, session_scope
 from backend.models import Role
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
+from backend.services.pace import Pace
 from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction, get_settings
@@ -29,7 +30,7 @@ from benchmarks.installation import consents
 from benchmarks.memory import begin_memory, peak_mib
 
 _DATA_TYPE: Final = "feedback"
-_BATCH: Final = 5_000
+_BATCH: Final = Pace.MOST
 _ADMIN: Final = "operator@example.com"
 _PASSWORD: Final = "made for one measurement"
 _NULLED: Final = ("user_id", "booking_id", "comment", "staff_response", "ip_address")

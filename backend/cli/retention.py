@@ -1,8 +1,8 @@
 """Commands for retention."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -16,6 +16,10 @@ from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction
 
+_LOGGED: Final = (
+    "started_at", "finished_at", "data_type", "action", "period", "matched", "held", "affected",
+    "status", "started_by", "run_id",
+)  # fmt: skip
 app = typer.Typer(help="Retention: what is due, and applying it.", no_args_is_help=True)
 
 
@@ -86,7 +90,30 @@ def versions(data_type: str, *, as_json: AsJson = False) -> None:
     get_setup_service().open()
     with session_scope(read_only=True) as session:
         changes = get_policy_service().changes(session, data_type)
-    show_rows([asdict(change) for change in changes], as_json=as_json)
+    rows = [asdict(change) for change in changes]
+    if not as_json:
+        rows = [row | {name: _said(row[name]) for name in ("before", "after")} for row in rows]
+    show_rows(rows, as_json=as_json)
+
+
+def _said(terms: Mapping[str, Any]) -> str:
+    since = " from the end of the year" if terms["year_end"] else ""
+    off = "" if terms["enabled"] else ", off"
+    return f"{terms['action']} after {terms['retention_period']}{since}{off} ({terms['source']})"
+
+
+@app.command()
+def logs(
+    *,
+    data_type: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show what past runs did, newest first."""
+    get_setup_service().open()
+    with session_scope(read_only=True) as session:
+        rows, _ = get_retention_service().logs(session, limit, 0, data_type=data_type)
+    show_rows([{name: getattr(row, name) for name in _LOGGED} for row in rows], as_json=as_json)
 
 
 @app.command()

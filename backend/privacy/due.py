@@ -40,6 +40,7 @@ from backend.privacy.steps import (
 )
 from backend.privacy.walk import Subjects, rows_of
 
+_MOST_PEOPLE: Final = 500
 _AFTER_PARAM: Final = "walk_after"
 _UNTIL_PARAM: Final = "walk_until"
 # Primes below 2**31: products of two smaller numbers fit in what engines count with.
@@ -175,6 +176,9 @@ class RetentionBatches:
                 back, and may try again.
         """
         of_people = self._mapped is self._data_map.subject
+        if of_people:
+            # They are named one by one, many times in a statement; engines take so many names.
+            limit = min(limit, _MOST_PEOPLE)
         rows = self._rows(holds)
         keys = self._next_keys(session, rows, limit, all_of_them=of_people)
         if not keys:

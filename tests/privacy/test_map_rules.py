@@ -22,6 +22,7 @@ from backend.privacy.data_map import DataMap
 from backend.privacy.declarations import (
     Identity,
     OnErase,
+    Retention,
     control_table,
     not_personal,
     personal,
@@ -238,6 +239,13 @@ CASES: dict[str, tuple[Build, Build, str]] = {
         mine(Column("size", Enum(Size), info=personal("user.content", OnErase.CONSTANT,
                                                       constant=Size.NONE))),
         r"things\.size",
+    ),
+    "two tables with one data type": (
+        mine(Column("day", Date, info=personal("user.behavior")),
+             retention=Retention("person", "day")),
+        mine(Column("day", Date, info=personal("user.behavior")),
+             retention=Retention("thing", "day")),
+        r"person",
     ),
     "a random value outside of the closed set": (
         mine(Column("size", Enum(Size, length=40, native_enum=False),

@@ -6,11 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Column, MetaData, Table, select
 
 from backend.db_utils import session_scope
 from backend.errors import ConfigurationError, NotFoundError
 from backend.models import AuditEvent, PolicyVersion, RetentionPolicy, Role
+from backend.models.base import UtcDateTime
+from backend.privacy.data_map import DataMap
+from backend.privacy.declarations import EraseMode, Retention, personal, subject_table
 from backend.privacy.periods import Period
 from backend.services.audit_service import Actor
 from backend.services.policy_service import (
@@ -22,6 +25,7 @@ from backend.services.policy_service import (
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction, load_settings
 from tests.conftest import Service, clear_caches
+from tests.privacy.odd_maps import mark, number
 from tests.privacy.people import ADMINISTRATOR, dump
 
 DELETE, ANONYMIZE = RetentionAction.DELETE, RetentionAction.ANONYMIZE
@@ -243,3 +247,22 @@ def test_people_come_last_so_that_no_policy_takes_what_a_later_one_has_counted(
         assert set(get_policy_service().periods(session)) == set(order)
         assert session.scalars(select(RetentionPolicy)).all() == []
         assert session.scalars(select(PolicyVersion)).all() == []
+
+
+def test_a_table_of_ones_own_has_the_policy_that_the_data_map_says(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def policies(period: str | None) -> list[Policy]:
+        metadata = MetaData()
+        at = Column("seen_at", UtcDateTime, info=personal("user.behavior"))
+        clock = Retention("guest", "seen_at", period=period, mode=EraseMode.DELETE)
+        info = subject_table(purpose="p", basis="b", source="s", retention=clock)
+        Table("guests", metadata, number(), at, mark(), info=info)
+        monkeypatch.setattr("backend.services.policy_service.DATA_MAP", DataMap.of(metadata))
+        with session_scope(read_only=True) as session:
+            return get_policy_service().policies(session)
+
+    (policy,) = policies("P2Y")
+    assert (str(policy.period), policy.action, policy.source) == ("P2Y", DELETE, "data_map")
+    with pytest.raises(ConfigurationError, match="guest"):
+        policies(None)
