@@ -81,8 +81,8 @@ _NOTES: Final = (
     ),
     (
         "ours plans again, looks at the legal holds in every batch, writes how far it is into the "
-        "log with it, chooses how large a batch is by the time it takes (at most 10,000 rows) and "
-        "leaves a gap of two milliseconds on SQLite; the hand-written SQL ends 10,000 rows a "
+        "log with it, chooses how large a batch is by the time it takes (at most 20,000 rows) and "
+        "leaves a gap of two milliseconds on SQLite; the hand-written SQL ends 20,000 rows a "
         "transaction in the order of their keys, with the same settings and nothing else"
     ),
     "a dry run counts all, due and held rows, takes a digest of keys, and commits an audit row",

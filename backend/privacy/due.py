@@ -159,6 +159,8 @@ class RetentionBatches:
         self._data_map = data_map
         self._clockwork = clockwork
         self._mapped = data_map.by_data_type[clockwork.data_type]
+        # Itself, and what goes with its rows.
+        self._hanging = tuple(descendants_first(data_map, self._mapped))
         self._last: tuple[Any, ...] | None = None
         self._steps: tuple[Step, ...] = ()
         # For which holds, and whether for a first batch, the steps were built.
@@ -206,13 +208,18 @@ class RetentionBatches:
         """Return the keys of the batch, or its last one with their number behind it."""
         mapped = self._mapped
         batch = select(*mapped.keys).where(rows).order_by(*mapped.keys).limit(limit)
-        if all_of_them or len(self._end(rows)) > 1:
+        if all_of_them or len(self._hanging) > 1:
             # What takes several statements must find the same rows with each.
             batch = batch.with_for_update(of=mapped.table)
         params = _key_params(_AFTER_PARAM, self._last)
         if all_of_them:
             return [tuple(row) for row in session.execute(batch, params)]
         found = batch.subquery()
+        if isinstance(mapped.key.type, Integer) and len(mapped.keys) == 1:
+            # Cheaper; not every type that has an order has a greatest value.
+            (greatest,) = found.c
+            until, count = session.execute(select(func.max(greatest), func.count()), params).one()
+            return [(until, count)] if count else []
         last = select(*found.c, func.count().over()).order_by(*(key.desc() for key in found.c))
         return [tuple(row) for row in session.execute(last.limit(1), params)]
 
@@ -255,7 +262,7 @@ class RetentionBatches:
         batch = and_(rows, _compared(mapped, _UNTIL_PARAM, operator.le))
         return tuple(
             Step(child, outcome, hanging_from(child, mapped, batch))
-            for child in descendants_first(self._data_map, mapped)
+            for child in self._hanging
         )
 
 

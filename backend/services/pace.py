@@ -16,7 +16,7 @@ class Pace:
     takes twice as long a row as the fastest says that others are at work: they get as long.
     """
 
-    MOST: Final = 10_000
+    MOST: Final = 20_000
     _FIRST: Final = 250
     _LEAST: Final = 50
     _SECONDS: Final = 0.15
