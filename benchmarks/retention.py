@@ -151,8 +151,10 @@ def _growth(title: str, sizes: list[int], found: Found, act: str) -> Iterator[Fi
     few, many = min(sizes), max(sizes)
     if few == many:
         return
+    # As many rounds of the one as there are of the other.
+    rounds = min(len(found[act, rows, False]) for rows in (few, many))
     large, small = (
-        Samples([1e6 * one["seconds"] / one["rows"] for one in found[act, rows, False]])
+        Samples([1e6 * one["seconds"] / one["rows"] for one in found[act, rows, False][-rounds:]])
         for rows in (many, few)
     )
     yield Figure(

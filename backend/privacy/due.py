@@ -261,8 +261,7 @@ class RetentionBatches:
         outcome = Outcome.DELETED if deletes else Outcome.ANONYMIZED
         batch = and_(rows, _compared(mapped, _UNTIL_PARAM, operator.le))
         return tuple(
-            Step(child, outcome, hanging_from(child, mapped, batch))
-            for child in self._hanging
+            Step(child, outcome, hanging_from(child, mapped, batch)) for child in self._hanging
         )
 
 

@@ -160,11 +160,9 @@ def _confirmed_period(session: Session, data_type: str) -> Period | None:
     runs = select(DataRetentionLog).where(
         DataRetentionLog.data_type == data_type, DataRetentionLog.status == RetentionStatus.DONE
     )
-    newest, oldest = (
-        DataRetentionLog.started_at.desc(), DataRetentionLog.started_at,
-    )  # fmt: skip
-    run = session.scalar(runs.where(DataRetentionLog.affected > 0).order_by(newest).limit(1))
-    run = run or session.scalar(runs.order_by(oldest).limit(1))
+    at = DataRetentionLog.started_at
+    touching = runs.where(DataRetentionLog.affected > 0).order_by(at.desc())
+    run = session.scalar(touching.limit(1)) or session.scalar(runs.order_by(at).limit(1))
     return get_policy_service().first_period(session, data_type) if run is None else _period_of(run)
 
 
