@@ -14,6 +14,7 @@ from backend.cli import (
     FAILED,
     REFUSED,
     accounts,
+    audit,
     backups,
     data,
     erasures,
@@ -42,6 +43,7 @@ for part in (accounts, samples, data, erasures):
 app.add_typer(erasures.certificate_app, name="certificate")
 app.add_typer(retention.app, name="retention")
 app.add_typer(maps.app, name="map")
+app.add_typer(audit.app, name="audit")
 app.add_typer(backups.app, name="backup")
 app.add_typer(keys.app, name="keys")
 

@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 
 from backend import __version__
 from backend.api import (
+    audit,
     auth,
     backups,
     encryption,
@@ -57,7 +58,7 @@ _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
 _STOP_SECONDS: Final = 5
 _ROUTERS: Final = (
     auth, privacy, erasures, retention, holds, scheduler, processing, backups, encryption,
-    operation,
+    audit, operation,
 )  # fmt: skip
 
 

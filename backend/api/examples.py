@@ -247,3 +247,19 @@ SCHEDULER: Final[Example] = {
         }
     ],
 }
+
+AUDIT: Final[Example] = {
+    "items": [
+        {
+            "id": 42,
+            "at": _AT,
+            "action": "export",
+            "outcome": "done",
+            "actor_ref": _DIGEST[:32],
+            "subject_ref": _DIGEST[:32],
+            "request_id": "8c1f0e0f3c9d4f0e",
+            "detail": {"format": "json"},
+        }
+    ],
+    "next_before": None,
+}

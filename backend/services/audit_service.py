@@ -1,15 +1,18 @@
 """The audit trail: who did what, to whom by reference, when, and how it ended."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.models import AuditEvent, Role
+from backend.errors import SubjectNotFoundError
+from backend.models import AuditEvent, Role, User
 from backend.services.reference_service import reference_to
 
 
@@ -42,8 +45,87 @@ SCHEDULER: Final = Actor("scheduler", Role.ADMIN)
 ANYONE: Final = Actor("anonymous", Role.USER)
 
 
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """
+    Which events are sought; what is `None` does not matter.
+
+    Attributes:
+        user_id: Whom they concern, where the person has an account still.
+        subject_ref: Whom they concern, by the reference that outlives the account; `user_id` wins.
+        by_user_id: Who acted.
+        since: The first instant.
+        until: The first instant that is too late.
+        before: Only events with a lower number: the next page.
+    """
+
+    user_id: int | None = None
+    subject_ref: str | None = None
+    by_user_id: int | None = None
+    action: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event, as it was recorded."""
+
+    id: int
+    at: datetime
+    action: str
+    outcome: str
+    actor_ref: str
+    subject_ref: str | None
+    request_id: str | None
+    detail: Mapping[str, Any] = field(repr=False)
+
+
 class AuditService:
     """Writes audit rows in the transaction of the act, so that neither exists alone."""
+
+    def read(self, session: Session, actor: Actor, sought: Sought, limit: int) -> Sequence[Event]:
+        """
+        Return events, newest first; that they were read is an event too.
+
+        Raises:
+            SubjectNotFoundError: No account has this number.
+        """
+        subject = self._reference(session, sought.user_id) or sought.subject_ref
+        same = {
+            AuditEvent.subject_ref: subject,
+            AuditEvent.actor_ref: self._reference(session, sought.by_user_id),
+            AuditEvent.action: sought.action,
+            AuditEvent.outcome: sought.outcome,
+        }
+        wanted = [column == value for column, value in same.items() if value is not None]
+        if sought.since is not None:
+            wanted.append(AuditEvent.at >= sought.since)
+        if sought.until is not None:
+            wanted.append(AuditEvent.at < sought.until)
+        if sought.before is not None:
+            wanted.append(AuditEvent.id < sought.before)
+        rows = session.scalars(
+            select(AuditEvent).where(*wanted).order_by(AuditEvent.id.desc()).limit(limit)
+        ).all()
+        self.record(session, "audit_read", actor, subject=subject, events=len(rows))
+        return [
+            Event(
+                row.id, row.at, row.action, row.outcome, row.actor_ref, row.subject_ref,
+                row.request_id, orjson.loads(row.detail) if row.detail else {},
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def _reference(self, session: Session, user_id: int | None) -> str | None:
+        if user_id is None:
+            return None
+        uid = session.scalar(select(User.uid).where(User.id == user_id))
+        if uid is None:
+            raise SubjectNotFoundError(f"no person has the id {user_id}")
+        return reference_to(session, uid)
 
     def record(
         self,

@@ -94,6 +94,7 @@ TABLE: Final[dict[Route, tuple[Who, Arguments]]] = {
     ("GET", "/security/retention/notices"): (Who.ADMIN, _nothing),
     ("POST", "/security/retention/notices/{notice_id}/sent"): (Who.ADMIN, _nothing),
     ("GET", "/security/scheduler/status"): (Who.ADMIN, _nothing),
+    ("GET", "/security/audit"): (Who.ADMIN, _nothing),
     ("GET", "/security/holds"): (Who.ADMIN, _nothing),
     ("GET", "/security/holds/{hold_id}"): (Who.ADMIN, _nothing),
     ("GET", "/security/backup/list"): (Who.ADMIN, _nothing),
