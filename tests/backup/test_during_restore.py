@@ -149,7 +149,8 @@ def test_no_acknowledged_write_is_missing_from_both_databases(
         so_many = len(done) + 2 * WRITERS
         wait_until(lambda: len(done) > so_many)
     assert raised == []
-    assert {err.status for err in refused} == {503}
+    # A quick restore may meet none of them.
+    assert {err.status for err in refused} <= {503}
     (kept,) = kept_databases(service) - before
     engine = make_engine(kept)
     found = comments(engine) | comments(get_engine())
