@@ -20,6 +20,7 @@ from backend.db_utils import make_engine
 from backend.errors import ConflictError, RefusedError, UnavailableError
 
 _TRY_LOCK: Final = text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+_UNLOCK: Final = text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")
 _SCRATCH: Final = "_restore_"
 _KEPT: Final = "_before_"
 _STAMP_CHARS: Final = 21
@@ -51,7 +52,12 @@ class PostgresDatabase:
                 taken = connection.execute(_TRY_LOCK, {"name": f"holdfast {self._name}"}).scalar()
                 if not taken:
                     raise ConflictError("another backup or restore is running")
-                yield
+                try:
+                    yield
+                finally:
+                    # The server notices only a moment later that a connection has ended.
+                    with suppress(DBAPIError):
+                        connection.execute(_UNLOCK, {"name": f"holdfast {self._name}"})
         finally:
             admin.dispose()
 
