@@ -46,9 +46,9 @@ class Pace:
 
     def _note(self, seconds: float) -> None:
         each = seconds / self._rows
-        # The first row of a batch costs more than the others: small ones say little.
         self._fastest = min(self._fastest, each)
-        busy = each > 2 * self._fastest and self._rows == self.limit
+        # A batch costs something by itself: small ones say little.
+        busy = each > 2 * self._fastest and self._rows >= self._LEAST
         self._rest = min(seconds, self._MOST_REST_SECONDS) if busy else self._gap
         # Not more than twice as many at once.
         wanted = min(int(self._SECONDS / each), 2 * self.limit, self.MOST)

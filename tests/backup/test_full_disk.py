@@ -18,13 +18,14 @@ from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.compliance_service import get_compliance_service
 from backend.services.restore_service import get_restore_service
+from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
 from main import create_app
 from tests.backup.small_disks import room
 from tests.conftest import ADMIN, KEY, OTHER_KEY, PASSWORD, Run, Service, clear_caches
-from tests.privacy.people import dump, without
+from tests.privacy.people import dump, retire, without
 
 # Room for the log of a small transaction, and for no copy of the database.
 ROOM: Final = 160 * 1024
@@ -59,6 +60,22 @@ def refused(act: Callable[[], object], service: Service) -> HoldfastError:
 
 def backup() -> None:
     get_backup_service().create(COMMAND_LINE)
+
+
+def test_retention_ends_whole_batches_and_the_next_run_the_rest(filled: Service) -> None:
+    def gone() -> int:
+        return sum(row["anonymized_at"] is not None for row in dump()["bookings"].values())
+
+    service = get_retention_service()
+    due = service.apply(COMMAND_LINE, dry_run=True, data_type="booking")
+    with room(ROOM), pytest.raises(OperationalError):
+        service.apply(COMMAND_LINE, dry_run=False, data_type="booking", plan_digest=due.plan_digest)
+    with session_scope(read_only=True) as session:
+        ((failed,), _) = service.logs(session, 10, 0, data_type="booking")
+    # What the log says is what went: whole batches, and not all of them.
+    assert failed.affected == gone() < due.affected
+    assert retire().affected >= due.affected - failed.affected
+    assert gone() == due.affected
 
 
 def test_a_backup_leaves_nothing_behind(filled: Service) -> None:
