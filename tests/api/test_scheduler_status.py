@@ -1,7 +1,7 @@
 """The scheduler seen from outside: its status, its alerts, its metrics, and how it stops."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -31,9 +31,10 @@ from tests.services.webhook_receiver import (
     SECRET,
     Clock,
     Receiver,
-    receiving,
-    set_webhook,
+    receiver,
 )
+
+__all__ = ["receiver"]  # fixtures
 
 STATUS: Final = "/security/scheduler/status"
 TODAY: Final = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
@@ -254,13 +255,6 @@ def test_the_metrics_show_alerts_and_when_jobs_were_last_done(client: TestClient
     done = _samples(client, "holdfast_job_last_done_timestamp_seconds")
     assert before <= done["good"] <= time.time()
     assert "bad" not in done
-
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with receiving() as receiver:
-        set_webhook(monkeypatch, receiver.url)
-        yield receiver
 
 
 @SQLITE

@@ -5,35 +5,27 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-import pytest
 from sqlalchemy import select
 
 from backend.db_utils import session_scope
 from backend.models import Alert, AlertKind
 from backend.services.alert_service import AlertService, get_alert_service
 from tests.conftest import Service
-from tests.services.webhook_receiver import Clock, Received, Receiver, receiving, set_webhook
+from tests.services.webhook_receiver import (
+    Clock,
+    Received,
+    Receiver,
+    clock,
+    receiver,
+)
+
+__all__ = ["clock", "receiver"]  # fixtures
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(datetime.now(UTC))
-    monkeypatch.setattr("backend.services.alert_service.datetime", clock)
-    return clock
-
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with receiving() as receiver:
-        set_webhook(monkeypatch, receiver.url)
-        yield receiver
 
 
 def _raise(about: str) -> None:

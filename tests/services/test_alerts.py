@@ -3,7 +3,7 @@
 import base64
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -30,26 +30,15 @@ from tests.services.webhook_receiver import (
     Clock,
     Receiver,
     checked,
-    receiving,
+    clock,
+    receiver,
     set_webhook,
 )
 
+__all__ = ["clock", "receiver"]  # fixtures
+
 KEY: Final = base64.b64decode(SECRET.removeprefix("whsec_"))
 MAX_ATTEMPTS: Final = 10
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(datetime.now(UTC))
-    monkeypatch.setattr("backend.services.alert_service.datetime", clock)
-    return clock
-
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with receiving() as receiver:
-        set_webhook(monkeypatch, receiver.url)
-        yield receiver
 
 
 def _raise(

@@ -1,23 +1,18 @@
 """Stopping the scheduler: within two seconds, whatever its thread waits for."""
 
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from backend.db_utils import session_scope
 from backend.models import AlertKind
 from backend.services.alert_service import get_alert_service
 from backend.services.scheduler_service import SchedulerService
 from tests.conftest import Service
-from tests.services.webhook_receiver import Receiver, receiving, set_webhook
+from tests.services.webhook_receiver import (
+    Receiver,
+    receiver,
+)
 
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with receiving() as receiver:
-        set_webhook(monkeypatch, receiver.url)
-        yield receiver
+__all__ = ["receiver"]  # fixtures
 
 
 def _hanging(receiver: Receiver) -> SchedulerService:

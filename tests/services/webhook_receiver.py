@@ -136,3 +136,17 @@ class Clock:
 
     def advance(self, **by: float) -> None:
         self.at += timedelta(**by)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(datetime.now(UTC))
+    monkeypatch.setattr("backend.services.alert_service.datetime", clock)
+    return clock
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with receiving() as receiver:
+        set_webhook(monkeypatch, receiver.url)
+        yield receiver
