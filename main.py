@@ -5,23 +5,32 @@ import gc
 # What is imported stays: looking for garbage among it takes an eighth of the start.
 gc.disable()
 
+import multiprocessing
+import os
 import signal
 import socket
 import ssl
 import sys
+import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
 import structlog
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
+from uvicorn.supervisors import Multiprocess
 
 from backend import __version__
 from backend.api import (
+    approvals,
     audit,
     auth,
     backups,
@@ -34,11 +43,14 @@ from backend.api import (
     retention,
     scheduler,
 )
+from backend.api.access import require_declared
+from backend.api.connections import BoundedConnection
 from backend.api.middleware import RequestMiddleware
 from backend.api.problems import Problem, add_problem_handlers
+from backend.crypto.tls import server_context
 from backend.db_utils import dispose_engine
 from backend.errors import ConfigurationError, UnavailableError
-from backend.logs import configure_logs
+from backend.logs import configure_logs, log_what_nobody_catches
 from backend.services.scheduler_service import get_scheduler_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
@@ -56,9 +68,11 @@ log = structlog.get_logger(__name__)
 _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
 # How long requests under way may go on once the process was asked to stop.
 _STOP_SECONDS: Final = 5
+# How long a worker may take to start, or say nothing, before another takes its place.
+_WORKER_SECONDS: Final = 60
 _ROUTERS: Final = (
     auth, privacy, erasures, retention, holds, scheduler, processing, backups, encryption,
-    audit, operation,
+    audit, approvals, operation,
 )  # fmt: skip
 
 
@@ -74,9 +88,23 @@ def create_app() -> FastAPI:
         lifespan=_lifespan,
     )
     for module in _ROUTERS:
+        require_declared(module.router)
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("Authorization", "Content-Type"),
+            expose_headers=("Content-Disposition", "Retry-After", "X-Request-ID"),
+        )
+    # Added last, it is around all others.
+    app.add_middleware(
+        RequestMiddleware,
+        max_concurrent=settings.max_concurrent_requests,
+        https_only=settings.is_production,
+    )
     add_problem_handlers(app)
     _describe_problems(app)
     return app
@@ -84,7 +112,11 @@ def create_app() -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    configure_logs(get_settings())
+    settings = get_settings()
+    configure_logs(settings)
+    # A thread for each request: with fewer, one that holds a lock or a connection of the database
+    # waits for a thread, and all threads wait for what it holds.
+    to_thread.current_default_thread_limiter().total_tokens = settings.max_concurrent_requests
     stopping = threading.Event()
     if not _opened():
         threading.Thread(target=_open_later, args=(stopping,), daemon=True).start()
@@ -121,9 +153,6 @@ def _describe_problems(app: FastAPI) -> None:
         document = build()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
-        # Replaced by `Problem`, which is what is really sent.
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
         return document
 
     app.openapi = with_problem  # type: ignore[method-assign] # FastAPI's documented way
@@ -138,7 +167,7 @@ def serve() -> None:
     """
     settings = get_settings()
     configure_logs(settings)
-    _check_certificate(settings)
+    _require_https(settings)
     with _listen(settings) as listener:
         _serve(listener, settings)
 
@@ -157,17 +186,79 @@ def _serve(listener: socket.socket, settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"  Holdfast is at {scheme}://{host}:{port} and its API page at /docs", flush=True)
-    config = uvicorn.Config(
-        create_app(),
-        ssl_certfile=settings.ssl_cert_path,
-        ssl_keyfile=settings.ssl_key_path,
+    config = _server_config(settings)
+    if settings.workers == 1:
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        _run_workers(config, listener)
+
+
+def _server_config(settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        _worker_app,
+        factory=True,
+        workers=settings.workers,
+        http=BoundedConnection,
+        # There is no route for them.
+        ws="none",
+        ssl_context_factory=_tls_context if settings.ssl_cert_path else None,
+        # Said in full: by default it believes every caller on this machine.
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
         # Ours logs requests by route; an access log would write down paths and queries.
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
+        timeout_worker_healthcheck=_WORKER_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _run_workers(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Serve by several processes; one that dies is replaced."""
+    dispose_engine()
+    with tempfile.TemporaryDirectory(prefix="holdfast-metrics-") as folder:
+        # Where they count together: whichever is asked for the metrics answers for all.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        _Workers(config, [listener]).run()
+
+
+class _Workers(Multiprocess):
+    """Workers whose death is seen at once, also while one is asked whether it lives."""
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        self._hang_up()
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        # With its end of the line open here, too, a dead worker's answer would be waited for.
+        for process in self.processes:
+            process.child_conn.close()
+
+
+def _worker_app() -> FastAPI:
+    configure_logs(get_settings())
+    log_what_nobody_catches()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    return create_app()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """Stop in order once *parent* was killed: nobody else would, and the port would stay taken."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tls_context(_config: uvicorn.Config, _default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    settings = get_settings()
+    if settings.ssl_cert_path is None or settings.ssl_key_path is None:
+        raise ConfigurationError("SSL_CERT_PATH and SSL_KEY_PATH are not set")
+    return server_context(settings.ssl_cert_path, settings.ssl_key_path, datetime.now(UTC))
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -186,17 +277,15 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _check_certificate(settings: Settings) -> None:
-    if settings.ssl_cert_path is None or settings.ssl_key_path is None:
-        return
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(settings.ssl_cert_path, settings.ssl_key_path)
-    except (OSError, ssl.SSLError) as err:
-        reason = err.strerror or type(err).__name__
+def _require_https(settings: Settings) -> None:
+    """Refuse a certificate that cannot be served, and production without any TLS."""
+    if settings.ssl_cert_path and settings.ssl_key_path:
+        server_context(settings.ssl_cert_path, settings.ssl_key_path, datetime.now(UTC))
+    elif settings.is_production and not settings.proxies:
         raise ConfigurationError(
-            f"SSL_CERT_PATH and SSL_KEY_PATH: not a certificate and its key: {reason}"
-        ) from None
+            "APP_ENV=production serves HTTPS only: set SSL_CERT_PATH and SSL_KEY_PATH, or, where a "
+            "proxy ends TLS, its address in TRUSTED_PROXIES"
+        )
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,10 @@ from backend.settings import get_settings
 
 # How long a writer waits for another before it gives up.
 BUSY_TIMEOUT_SECONDS: Final = 10
+# In seconds and milliseconds, of libpq: for a connection, and for what was sent to be received.
+_PATIENCE: Final = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
 _READ_ONLY: Final = "holdfast_read_only"
+_TURN: Final = "holdfast_turn"
 
 
 def make_engine(url: str) -> Engine:
@@ -48,7 +52,14 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(url, str(parsed.database))
     engine = create_engine(
-        url, pool_size=20, max_overflow=20, pool_pre_ping=True, hide_parameters=True
+        url,
+        pool_size=20,
+        max_overflow=20,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        # Without these a server that a cable or a firewall cuts off is waited for for many minutes.
+        # What the address itself says, wins.
+        connect_args={name: n for name, n in _PATIENCE.items() if name not in parsed.query},
     )
     event.listen(engine, "handle_error", _hide_row)
     return engine
@@ -92,8 +103,12 @@ def _sqlite_engine(url: str, path: str) -> Engine:
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
     )
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    turn = threading.Lock()
+    event.listen(engine, "begin", partial(_begin_sqlite, turn))
+    for end in ("commit", "rollback"):
+        event.listen(engine, end, lambda connection: _end_turn(turn, connection.info))
     event.listen(engine, "checkin", _end_transaction)
+    event.listen(engine, "checkin", lambda _connection, record: _end_turn(turn, record.info))
     return engine
 
 
@@ -111,10 +126,22 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def _begin_sqlite(turn: threading.Lock, connection: Connection) -> None:
+    if connection.get_execution_options().get(_READ_ONLY, False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite lets writers ask again and again, at longer and longer intervals: some wait for seconds
+    # while others come and go. Those of this process wait for each other here.
+    if not turn.acquire(timeout=BUSY_TIMEOUT_SECONDS):
+        raise UnavailableError("other writers take too long")
+    connection.info[_TURN] = True
     # A writer takes the lock at once: upgrading a read transaction fails instead of waiting.
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _end_turn(turn: threading.Lock, info: dict[str, Any]) -> None:
+    if info.pop(_TURN, False):
+        turn.release()
 
 
 def _end_transaction(connection: sqlite3.Connection | None, _record: Any) -> None:
@@ -232,6 +259,11 @@ def session_scope(engine: Engine | None = None, *, read_only: bool = False) -> I
             _gate.leave()
 
 
+def is_read_only(session: Session) -> bool:
+    """Say whether nothing of *session* will be committed."""
+    return bool(session.get_bind().get_execution_options().get(_READ_ONLY))
+
+
 @contextmanager
 def snapshot_scope() -> Iterator[Session]:
     """Read one consistent state, however long it takes; SQLite's read transactions are that."""
@@ -250,6 +282,24 @@ def read_to_the_end(session: Session) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SET LOCAL cursor_tuple_fraction = 1.0"))
+
+
+@contextmanager
+def reading_any_text(session: Session) -> Iterator[None]:
+    """
+    Read text that is no UTF-8 with half surrogates in it.
+
+    SQLite keeps whatever it was given, and a query would fail at that row.
+    """
+    connection = session.connection().connection.driver_connection
+    if not isinstance(connection, sqlite3.Connection):
+        yield
+        return
+    connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+    try:
+        yield
+    finally:
+        connection.text_factory = str
 
 
 def read_session() -> Iterator[Session]:

@@ -40,9 +40,34 @@ class InvalidRequestError(RefusedError):
 
 
 class BodyTooLargeError(HoldfastError):
-    """The body of the request is longer than `MAX_BODY_BYTES`."""
+    """The body of the request is longer than its route takes."""
 
     status, code, title = 413, "content_too_large", "The request is too large"
+
+
+class RequestTimeoutError(HoldfastError):
+    """The request did not arrive in time."""
+
+    status, code, title = 408, "request_timeout", "The request took too long to arrive"
+
+
+class HeadTooLargeError(HoldfastError):
+    """The request's line and headers are longer than any that make sense here."""
+
+    status, code = 431, "request_header_fields_too_large"
+    title = "The headers are too large"
+
+
+class MalformedRequestError(HoldfastError):
+    """What was sent is no HTTP."""
+
+    status, code, title = 400, "bad_request", "The request is malformed"
+
+
+class UnsupportedMediaTypeError(HoldfastError):
+    """The body of the request is not said to be of the type that its route takes."""
+
+    status, code, title = 415, "unsupported_media_type", "The type of the body is not supported"
 
 
 class NotFoundError(HoldfastError):
@@ -85,6 +110,7 @@ class UnauthenticatedError(HoldfastError):
     """No valid token: one answer for every reason, so that it tells an attacker nothing."""
 
     status, code, title = 401, "unauthenticated", "Sign in first"
+    challenge: ClassVar[str] = "Bearer"
 
 
 class ForbiddenError(HoldfastError):
@@ -92,12 +118,53 @@ class ForbiddenError(HoldfastError):
 
     status, code, title = 403, "forbidden", "Not allowed"
 
+    def __init__(self, detail: str, subject_id: int | None = None, **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        # Whose data was asked for, for the record of the denial; the answer does not say it.
+        self.subject_id = subject_id
+
+
+class ApprovalNeededError(ForbiddenError):
+    """Allowed once a second admin has approved it."""
+
+    code = "approval_needed"
+
+
+class HttpsRequiredError(ForbiddenError):
+    """The request came in clear, and its token with it; a redirect would let that go on."""
+
+    code, title = "https_required", "Use HTTPS"
+
+
+class TooManyAttemptsError(HoldfastError):
+    """Too many wrong passwords from this address, for this account or for many."""
+
+    status, code, title = 429, "too_many_attempts", "Too many attempts"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StaleSignInError(UnauthenticatedError):
+    """Signed in, and too long ago for an act of this weight (RFC 9470)."""
+
+    code, title = "fresh_sign_in_needed", "Sign in again"
+    challenge = 'Bearer error="insufficient_user_authentication"'
+
 
 class UnavailableError(HoldfastError):
     """A part this depends on does not answer now; trying again later may work."""
 
     status, code, title = 503, "unavailable", "Not available now"
     retry_after_seconds: ClassVar[int] = 5
+
+
+class BusyError(UnavailableError):
+    """`MAX_CONCURRENT_REQUESTS` are under way in this process."""
+
+    code = "busy"
+    retry_after_seconds = 1
 
 
 class CryptoError(HoldfastError):

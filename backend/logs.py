@@ -2,11 +2,16 @@
 
 import logging
 import sys
+import threading
+from typing import Final
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from backend.settings import Settings
+
+# No event of ours has a longer value; an error of a library may quote a whole request.
+MAX_VALUE_CHARS: Final = 1000
 
 
 def configure_logs(settings: Settings) -> None:
@@ -33,8 +38,12 @@ def configure_logs(settings: Settings) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[_first_line, *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _on_one_line,
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
@@ -42,6 +51,17 @@ def configure_logs(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     # Its progress on every start says nothing to an operator.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def log_what_nobody_catches() -> None:
+    """Log, by class and place, what Python would print with its words and over many lines."""
+    log = structlog.get_logger("uncaught")
+    sys.excepthook = lambda _kind, err, _trace: log.error("uncaught", exc_info=err)
+    threading.excepthook = lambda args: log.error("thread_failed", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("unraisable", exc_info=args.exc_value)
+    logging.captureWarnings(capture=True)
+    # Else a line that cannot be written is printed with all that was to be in it.
+    logging.raiseExceptions = False
 
 
 def where(err: BaseException) -> str:
@@ -69,3 +89,32 @@ def _name_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> E
         event["error"] = type(err).__name__
         event["where"] = where(err)
     return event
+
+
+def _first_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Take the first line of what a library says: the others quote words of errors."""
+    event["event"] = str(event["event"]).partition("\n")[0]
+    return event
+
+
+def _on_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """
+    Cut what is long, and write what does not print as an escape.
+
+    A line break in a value would begin a line that reads as one of ours, and a terminal obeys
+    other signs.
+    """
+    return {
+        name: value if isinstance(value, int | float | None) else _printable(str(value))
+        for name, value in event.items()
+    }
+
+
+def _printable(text: str) -> str:
+    if len(text) > MAX_VALUE_CHARS:
+        text = f"{text[:MAX_VALUE_CHARS]}…"
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )

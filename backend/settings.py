@@ -3,15 +3,23 @@
 import re
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.errors import ConfigurationError
+from backend.web_addresses import is_origin, is_service_address, is_web_address
 
 
 class AppEnv(StrEnum):
@@ -42,6 +50,7 @@ class BackupVerify(StrEnum):
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
 MIN_JWT_SECRET_CHARS = 32
+MIN_DISTINCT_CHARS = 8
 MAX_EMAIL_CHARS = 254
 _LOCAL_TIME = r"([01]\d|2[0-3]):[0-5]\d"
 # Standard Webhooks 1.0: 24 bytes or more.
@@ -57,16 +66,16 @@ def is_address(text: str) -> bool:
     return len(text) <= MAX_EMAIL_CHARS and text.isprintable() and bool(_ADDRESS.fullmatch(text))
 
 
-def is_web_address(text: str, *, plain: bool) -> bool:
-    """Say whether *text* is an `https://` address, or an `http://` one where *plain* may be."""
-    try:
-        url = urlsplit(text)
-        schemes = ("https", "http") if plain else ("https",)
-        return (
-            url.scheme in schemes and bool(url.hostname) and url.port != 0 and url.username is None
-        )
-    except ValueError:
-        return False
+def _listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def _parts(secret: SecretStr | None, separator: str | None = ",") -> list[str]:
+    if secret is None:
+        return []
+    value = secret.get_secret_value()
+    return [value] if separator is None else [part.strip() for part in value.split(separator)]
 
 
 class Settings(BaseSettings):
@@ -86,8 +95,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     ssl_cert_path: Path | None = None
     ssl_key_path: Path | None = None
+    trusted_proxies: str = ""
+    cors_origins: str = ""
+    workers: int = Field(default=1, ge=1, le=64)
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    max_concurrent_requests: int = Field(default=256, gt=0)
 
     data_dir: Path = Path("data")
     database_url: SecretStr | None = None
@@ -128,7 +141,12 @@ class Settings(BaseSettings):
     key_service_timeout_seconds: float = Field(default=5, gt=0, le=60)
 
     jwt_secret_key: SecretStr | None = None
+    jwt_secret_keys_previous: SecretStr | None = None
     access_token_minutes: int = Field(default=30, gt=0, le=24 * 60)
+    refresh_token_days: int = Field(default=14, gt=0, le=366)
+    step_up_minutes: int = Field(default=15, gt=0, le=24 * 60)
+    second_admin: bool = False
+    throttle_store: SecretStr = SecretStr("memory://")
     admin_email: str = "admin@example.com"
 
     timezone: str = "UTC"
@@ -179,19 +197,53 @@ class Settings(BaseSettings):
             raise ValueError("not an e-mail address")
         return text
 
-    @field_validator("jwt_secret_key")
+    @field_validator("vault_addr", "aws_endpoint_url", "aws_endpoint_url_s3")
     @classmethod
-    def _strong_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is None:
-            return None
-        value = secret.get_secret_value()
-        # RFC 7518, 3.2: an HS256 key has at least the size of the hash output.
-        if len(value) < MIN_JWT_SECRET_CHARS or len(set(value)) < 8 or _PLACEHOLDER.search(value):  # noqa: PLR2004 - distinct characters
+    def _is_service_address(cls, text: str | None) -> str | None:
+        if text is not None and not is_service_address(text):
             raise ValueError(
-                f"needs at least {MIN_JWT_SECRET_CHARS} random characters and no placeholder "
-                f"(it has {len(value)})"
+                "not an http:// or https:// address without a user name in it, or a link-local "
+                "one, where clouds hand out credentials"
             )
+        return text
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, text: str) -> str:
+        for name in _listed(text):
+            try:
+                size = ip_network(name).prefixlen
+            except ValueError:
+                raise ValueError(
+                    "addresses and networks separated by commas, as 10.0.0.5,10.1.0.0/16"
+                ) from None
+            if not size:
+                raise ValueError("a network of every address lets callers choose their own")
+        return text
+
+    @field_validator("jwt_secret_key", "jwt_secret_keys_previous")
+    @classmethod
+    def _strong_secrets(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        several = info.field_name == "jwt_secret_keys_previous"
+        for value in _parts(secret, separator="," if several else None):
+            # RFC 7518, 3.2: an HS256 key has at least the size of the hash output.
+            if (
+                len(value) < MIN_JWT_SECRET_CHARS
+                or len(set(value)) < MIN_DISTINCT_CHARS
+                or _PLACEHOLDER.search(value)
+            ):
+                raise ValueError(
+                    f"needs at least {MIN_JWT_SECRET_CHARS} random characters and no placeholder "
+                    f"(it has {len(value)})"
+                )
         return secret
+
+    @field_validator("throttle_store")
+    @classmethod
+    def _counts_somewhere(cls, url: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"memory://|rediss?://\S+", url.get_secret_value()):
+            raise ValueError("memory:// or the address of a Redis server")
+        return url
 
     @field_validator("consent_purposes")
     @classmethod
@@ -205,6 +257,16 @@ class Settings(BaseSettings):
     def _both_or_neither(self) -> Self:
         if (self.ssl_cert_path is None) != (self.ssl_key_path is None):
             raise ValueError("SSL_CERT_PATH and SSL_KEY_PATH go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _origins_are_exact(self) -> Self:
+        plain = not self.is_production
+        if not all(is_origin(origin, plain=plain) for origin in self.allowed_origins):
+            raise ValueError(
+                "CORS_ORIGINS: exact origins separated by commas, as https://app.example.com; "
+                "http:// only in development and of this machine"
+            )
         return self
 
     @model_validator(mode="after")
@@ -242,9 +304,31 @@ class Settings(BaseSettings):
         return tuple(self.consent_purposes.split(","))
 
     @cached_property
+    def previous_token_secrets(self) -> tuple[str, ...]:
+        """What tokens that still count may be signed with."""
+        return tuple(_parts(self.jwt_secret_keys_previous))
+
+    @cached_property
     def ignored_tables(self) -> frozenset[str]:
         """Tables of the database that the operator keeps out of every act on people's data."""
         return frozenset(name.strip() for name in self.data_map_ignore.split(",") if name.strip())
+
+    @cached_property
+    def proxies(self) -> tuple[str, ...]:
+        """Whose X-Forwarded-For and X-Forwarded-Proto count, as networks."""
+        networks = [ip_network(name) for name in _listed(self.trusted_proxies)]
+        # On a socket of IPv6 (HOST=::) callers over IPv4 have addresses of this form.
+        mapped = (
+            f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+            for network in networks
+            if network.version == 4  # noqa: PLR2004 - of the Internet Protocol
+        )
+        return (*map(str, networks), *mapped)
+
+    @cached_property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may call this service."""
+        return _listed(self.cors_origins)
 
     @cached_property
     def zone(self) -> ZoneInfo:

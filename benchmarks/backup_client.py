@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, Final
 
-from benchmarks.client import Connection
+from benchmarks.client import HEADERS, Connection, spelled
 
 # However large the database is.
 _MOST_SECONDS: Final = 180
@@ -27,7 +27,8 @@ class Work(threading.Thread):
     def __init__(self, port: int, token: str) -> None:
         super().__init__(daemon=True)
         self._port = port
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        own = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._headers = HEADERS | own
         self.seconds = 0.0
         self.failure = "it has not ended"
 
@@ -82,11 +83,8 @@ _WORK: Final[dict[str, type[Work]]] = {"backup": Backup, "retention": Retention}
 
 def drive(order: dict[str, Any], work: Work | None) -> list[float]:
     """Ask until *work* has ended, or for the ordered seconds; milliseconds of each answer."""
-    request = (
-        f"GET {order['path']} HTTP/1.1\r\nHost: 127.0.0.1:{order['port']}\r\n"
-        f"Authorization: Bearer {order['token']}\r\nAccept: application/json\r\n\r\n"
-    ).encode()
-    connection = Connection(order["port"], request)
+    request = spelled(order["port"], "GET", order["path"], order["token"])
+    connection = Connection(order["port"], [request])
     taken: list[float] = []
     started = answered = time.perf_counter()
     if work is not None:
@@ -101,6 +99,8 @@ def drive(order: dict[str, Any], work: Work | None) -> list[float]:
         connection.ask()
         while not connection.is_answered():
             pass
+        if not connection.is_success():
+            sys.exit(f"GET {order['path']} was refused")
         answered = time.perf_counter()
         taken.append((answered - begun) * 1000)
         if work is not None and not work.is_alive():

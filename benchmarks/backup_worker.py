@@ -13,12 +13,13 @@ from uuid import UUID
 
 from backend.db_utils import session_scope
 from backend.models import Role
+from backend.services.account_service import get_account_service
 from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.setup_service import get_setup_service
 from benchmarks import backup_rows as rows
-from benchmarks.installation import consents
+from benchmarks.installation import somebody
 from benchmarks.processes import MIB
 
 _ADMIN: Final = "operator@example.com"
@@ -40,10 +41,11 @@ def read(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def sign_in(_order: dict[str, Any]) -> dict[str, Any]:
-    person = consents()
+    get_setup_service().open()
+    person = somebody()
     with session_scope() as session:
-        get_auth_service().create_user(session, _ADMIN, _PASSWORD, COMMAND_LINE, Role.ADMIN)
-    return person | {"admin_token": get_auth_service().sign_in(_ADMIN, _PASSWORD, None)}
+        get_account_service().create(session, _ADMIN, _PASSWORD, COMMAND_LINE, Role.ADMIN)
+    return person | {"admin_token": get_auth_service().sign_in(_ADMIN, _PASSWORD).access_token}
 
 
 _TASKS: Final[dict[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {

@@ -1,29 +1,45 @@
 """
-The limit: the same answer from the same rows, by FastAPI and SQLAlchemy and nothing else.
+The limit: the same answers from the same rows, by FastAPI and SQLAlchemy and nothing else.
 
-No audit, metrics, logs, security headers, request ids or revoked tokens: what Holdfast takes
-longer than this is the price of those.
+The rows are in clear. No audit, metrics, logs, security headers, request ids, revoked tokens,
+redactions or notices: what Holdfast takes longer than this is the price of those.
 """
 
+import base64
 import os
+import secrets
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Annotated
-from uuid import UUID
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import Annotated, Any
+from uuid import UUID, uuid4
 
+import orjson
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException
-from fastapi.security import OAuth2PasswordBearer
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fastapi import Depends, FastAPI, HTTPException, Response
+from fastapi.security import OAuth2PasswordBearer, OAuth2PasswordRequestForm
 from jose import JWTError, jwt
+from passlib.hash import argon2
 from pydantic import BaseModel
-from sqlalchemy import ForeignKey, create_engine, select
+from sqlalchemy import ColumnElement, ForeignKey, MetaData, Table, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 SECRET = os.environ["JWT_SECRET_KEY"]
 PURPOSES = ("marketing", "analytics", "profiling", "third_party_sharing")
 CLAIMS = {f"require_{claim}": True for claim in ("exp", "iat", "nbf", "sub", "aud", "iss", "jti")}
 
-engine = create_engine(os.environ["DATABASE_URL"])
+KEY = base64.b64decode(os.environ["ENCRYPTION_KEY"])
+HASHER = argon2.using(type="ID", memory_cost=19_456, time_cost=2, parallelism=1)
+LIFETIME = timedelta(minutes=30)
+
+# Requests keep their connection while they wait for a thread: with a bound, all could wait for
+# ever.
+# As much patience with other writers as Holdfast has.
+engine = create_engine(
+    os.environ["DATABASE_URL"], pool_size=20, max_overflow=-1, connect_args={"timeout": 10}
+)
 app = FastAPI()
 
 
@@ -35,6 +51,8 @@ class User(Base):
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str | None] = mapped_column(unique=True)
+    password_hash: Mapped[str | None]
     role: Mapped[str]
     is_active: Mapped[bool]
 
@@ -49,6 +67,22 @@ class DataConsent(Base):
     notice_version: Mapped[str | None]
     method: Mapped[str]
     recorded_at: Mapped[datetime]
+
+
+class Token(BaseModel):
+    access_token: str
+    token_type: str = "bearer"
+    expires_in: int
+
+
+class ConsentBody(BaseModel):
+    purpose: str
+    granted: bool
+
+
+class ExportBody(BaseModel):
+    user_id: int
+    encrypt: bool = False
 
 
 class PurposeState(BaseModel):
@@ -78,10 +112,10 @@ def open_session() -> Iterator[Session]:
 
 
 ReadSession = Annotated[Session, Depends(open_session)]
-Token = Annotated[str, Depends(OAuth2PasswordBearer(tokenUrl="/auth/token"))]
+BearerToken = Annotated[str, Depends(OAuth2PasswordBearer(tokenUrl="/auth/token"))]
 
 
-def current_user(token: Token, session: ReadSession) -> User:
+def current_user(token: BearerToken, session: ReadSession) -> User:
     try:
         claims = jwt.decode(
             token,
@@ -107,26 +141,134 @@ def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@app.post("/auth/token")
+def sign_in(form: Annotated[OAuth2PasswordRequestForm, Depends()], session: ReadSession) -> Token:
+    user = session.scalar(select(User).where(User.email == form.username))
+    if user is None or not user.is_active or not HASHER.verify(form.password, user.password_hash):
+        raise HTTPException(401)
+    now = datetime.now(UTC)
+    claims = {
+        "sub": str(user.id),
+        "iss": "holdfast",
+        "aud": "holdfast-api",
+        "iat": now,
+        "nbf": now,
+        "exp": now + LIFETIME,
+        "jti": secrets.token_urlsafe(16),
+    }
+    token = jwt.encode(claims, SECRET, algorithm="HS256")
+    return Token(access_token=token, expires_in=int(LIFETIME.total_seconds()))
+
+
 @app.get("/security/data/consent/{user_id}")
 def read_consent(user_id: int, session: ReadSession, user: CurrentUser) -> ConsentAnswer:
+    require_own(user, user_id)
+    return consent_of(session, user_id)
+
+
+@app.post("/security/data/consent/{user_id}", status_code=201)
+def record_consent(
+    user_id: int, body: ConsentBody, session: ReadSession, user: CurrentUser
+) -> ConsentEvent:
+    require_own(user, user_id)
+    if body.purpose not in PURPOSES:
+        raise HTTPException(422)
+    row = DataConsent(
+        id=uuid4(),
+        user_id=user_id,
+        purpose=body.purpose,
+        granted=body.granted,
+        notice_version=None,
+        method="self",
+        recorded_at=datetime.now(UTC),
+    )
+    event = as_event(row)
+    session.add(row)
+    session.commit()
+    return event
+
+
+@app.post("/security/data/export")
+def export_data(body: ExportBody, session: ReadSession, user: CurrentUser) -> Response:
+    require_own(user, body.user_id)
+    data = {
+        name: rows_of(session, table, of_person)
+        for name, table, of_person in owned_by(body.user_id)
+    }
+    document = {
+        "subject": {"user_id": body.user_id},
+        "generated_at": datetime.now(UTC),
+        "data": data,
+        "consents": consent_of(session, body.user_id).model_dump(),
+        "counts": {name: len(rows) for name, rows in data.items()},
+    }
+    text = orjson.dumps(document, default=spelled)
+    if not body.encrypt:
+        return Response(text, media_type="application/json")
+    nonce = os.urandom(12)
+    sealed = nonce + AESGCM(KEY).encrypt(nonce, text, None)
+    return Response(sealed, media_type="application/octet-stream")
+
+
+def require_own(user: User, user_id: int) -> None:
     if user.id != user_id and user.role != "admin":
         raise HTTPException(403)
+
+
+def rows_of(session: Session, table: Table, which: ColumnElement[bool]) -> list[dict[str, Any]]:
+    names = [str(column.name) for column in table.columns]
+    found = session.execute(select(table).where(which))
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def owned_by(user_id: int) -> Iterator[tuple[str, Table, ColumnElement[bool]]]:
+    tables = known_tables()
+    bookings, invoices = tables["bookings"], tables["invoices"]
+    stays = select(bookings.c.id).where(bookings.c.user_id == user_id)
+    bills = select(invoices.c.id).where(invoices.c.user_id == user_id)
+    addresses = select(bookings.c.billing_address_id).where(bookings.c.user_id == user_id)
+    yield "users", tables["users"], tables["users"].c.id == user_id
+    for name in ("bookings", "payments", "invoices", "feedback", "data_consents"):
+        yield name, tables[name], tables[name].c.user_id == user_id
+    for name, column, rows in (
+        ("companions", "booking_id", stays),
+        ("invoice_lines", "invoice_id", bills),
+        ("billing_addresses", "id", addresses),
+    ):
+        yield name, tables[name], tables[name].c[column].in_(rows)
+
+
+@lru_cache(maxsize=1)
+def known_tables() -> dict[str, Table]:
+    metadata = MetaData()
+    metadata.reflect(engine)
+    return dict(metadata.tables)
+
+
+def spelled(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def as_event(row: DataConsent) -> ConsentEvent:
+    return ConsentEvent(
+        id=row.id,
+        purpose=row.purpose,
+        granted=row.granted,
+        notice_version=row.notice_version,
+        method=row.method,
+        recorded_at=row.recorded_at.replace(tzinfo=UTC),
+    )
+
+
+def consent_of(session: Session, user_id: int) -> ConsentAnswer:
     statement = (
         select(DataConsent)
         .where(DataConsent.user_id == user_id)
         .order_by(DataConsent.recorded_at, DataConsent.id)
     )
-    history = [
-        ConsentEvent(
-            id=row.id,
-            purpose=row.purpose,
-            granted=row.granted,
-            notice_version=row.notice_version,
-            method=row.method,
-            recorded_at=row.recorded_at.replace(tzinfo=UTC),
-        )
-        for row in session.scalars(statement)
-    ]
+    history = [as_event(row) for row in session.scalars(statement)]
     states = {
         purpose: PurposeState(granted=False, since=None, notice_version=None)
         for purpose in PURPOSES
@@ -143,8 +285,11 @@ def read_consent(user_id: int, session: ReadSession, user: CurrentUser) -> Conse
 
 
 if __name__ == "__main__":
+    WORKERS = int(os.environ.get("WORKERS", "1"))
     uvicorn.run(
-        app,
+        # More processes import it for themselves.
+        app if WORKERS == 1 else "benchmarks.bare_app:app",
+        workers=WORKERS,
         port=int(os.environ["PORT"]),
         # As Holdfast has it, so that only the application differs.
         access_log=False,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.client import HEADERS
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 BENCHMARKS: Final = ROOT / "benchmarks"
 MIB: Final = 1024 * 1024
@@ -48,7 +50,9 @@ class Home:
         return {
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": str(ROOT),
+            # As behind a proxy on this machine, for which the client stands.
             "APP_ENV": "production",
+            "TRUSTED_PROXIES": "127.0.0.1",
             "DATA_DIR": str(self.folder / data),
             **self.secrets,
             **settings,
@@ -81,20 +85,22 @@ class Server:
     _process: Any
 
     def cpu_seconds(self) -> float:
-        """CPU time of the process so far, in user and kernel mode, of all its threads."""
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
+        """CPU time so far, in user and kernel mode, of all threads of it and its workers."""
+        return sum(_cpu_seconds(process) for process in self._all())
 
     def memory_mib(self) -> dict[str, float]:
         """Resident memory, and with shared pages divided among their users where that is told."""
-        sizes = {"rss": self._process.memory_info().rss / MIB}
+        sizes = {"rss": sum(each.memory_info().rss for each in self._all()) / MIB}
         try:
-            full = self._process.memory_full_info()
+            full = [each.memory_full_info() for each in self._all()]
         except psutil.AccessDenied:
             return sizes
-        if hasattr(full, "pss"):
-            sizes["pss"] = full.pss / MIB
+        if all(hasattr(each, "pss") for each in full):
+            sizes["pss"] = sum(each.pss for each in full) / MIB
         return sizes
+
+    def _all(self) -> list[Any]:
+        return [self._process, *self._process.children(recursive=True)]
 
     def get(self, path: str, token: str = "") -> Any:
         """Return the JSON of one answer."""
@@ -102,7 +108,9 @@ class Server:
 
 
 @contextmanager
-def serving(home: Home, script: Path, data: str, **settings: str) -> Iterator[Server]:
+def serving(
+    home: Home, script: Path, data: str, *, cores: int = 1, **settings: str
+) -> Iterator[Server]:
     """Start *script* on a free port, wait until it is healthy, and end it by its own id."""
     port = _free_port()
     environment = home.environment(data, PORT=str(port), **settings)
@@ -113,11 +121,10 @@ def serving(home: Home, script: Path, data: str, **settings: str) -> Iterator[Se
         )
         try:
             watched = psutil.Process(process.pid)
-            _hold_to_one_core(watched)
+            _hold_to(watched, cores)
             _wait_until_healthy(process, port)
             seconds = time.perf_counter() - started
-            times = watched.cpu_times()
-            yield Server(port, seconds, float(times.user + times.system), watched)
+            yield Server(port, seconds, _cpu_seconds(watched), watched)
         finally:
             process.terminate()
             try:
@@ -127,11 +134,16 @@ def serving(home: Home, script: Path, data: str, **settings: str) -> Iterator[Se
                 process.wait()
 
 
-def _hold_to_one_core(process: Any) -> None:
+def _cpu_seconds(process: Any) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _hold_to(process: Any, cores: int) -> None:
     # Python runs one thread at a time: spread over cores, its threads wait for each other in one
     # of two rhythms, and rounds of the same work differed by 1.6 times. macOS has no such call.
     if hasattr(process, "cpu_affinity"):
-        process.cpu_affinity(process.cpu_affinity()[:1])
+        process.cpu_affinity(process.cpu_affinity()[:cores])
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
@@ -152,7 +164,7 @@ def _get(port: int, path: str, token: str = "") -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_STOP_SECONDS)
     try:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers=HEADERS | headers)
         answer = connection.getresponse()
         body = answer.read()
     finally:

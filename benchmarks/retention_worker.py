@@ -19,6 +19,7 @@ from sqlalchemy import Connection, CursorResult, DateTime, bindparam, text
 
 from backend.db_utils import get_engine, session_scope
 from backend.models import Role
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.pace import Pace
@@ -26,7 +27,7 @@ from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.settings import RetentionAction, get_settings
 from benchmarks import privacy_rows as rows
-from benchmarks.installation import consents
+from benchmarks.installation import somebody
 from benchmarks.memory import begin_memory, peak_mib
 
 _DATA_TYPE: Final = "feedback"
@@ -42,10 +43,10 @@ _MONTH: Final = {
 
 def prepare(_order: dict[str, Any]) -> dict[str, Any]:
     get_setup_service().prepare()
-    person = consents()
+    person = somebody()
     with session_scope() as session:
-        get_auth_service().create_user(session, _ADMIN, _PASSWORD, COMMAND_LINE, Role.ADMIN)
-    return person | {"admin_token": get_auth_service().sign_in(_ADMIN, _PASSWORD, None)}
+        get_account_service().create(session, _ADMIN, _PASSWORD, COMMAND_LINE, Role.ADMIN)
+    return person | {"admin_token": get_auth_service().sign_in(_ADMIN, _PASSWORD).access_token}
 
 
 def fill(order: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import hypothesis
 import psycopg
@@ -32,8 +33,9 @@ from backend.crypto import bearer, keyring, passwords
 from backend.db_utils import session_scope
 from backend.models import Role, User
 from backend.models.people import EMAIL_INDEX
+from backend.services import auth_service, throttle_service
+from backend.services.account_service import get_account_service, token_lifetime
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service, token_lifetime
 from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
 from main import create_app
@@ -121,6 +123,9 @@ def clear_caches() -> None:
     for engine in db_utils._engines.values():
         engine.dispose()
     get_settings.cache_clear()
+    # Of other tests' wrong passwords.
+    throttle_service._limiter.cache_clear()
+    auth_service._keys.cache_clear()
     # Clients keep the credentials that they were made with.
     stores._bucket.cache_clear()
     keyring._installed.clear()
@@ -170,10 +175,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _prepare() -> None:
     get_setup_service().prepare()
     with session_scope() as session:
-        get_auth_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
-        # Tokens of tests are issued in the same second as this change.
-        admin = session.get_one(User, 1)
-        admin.tokens_valid_after = None
+        get_account_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
 
 
 @dataclass(frozen=True)
@@ -367,10 +369,12 @@ def sign_in(service: Service) -> SignIn:
         with session_scope(read_only=True) as session:
             found = select(User.id).where(User.email_index.in_(EMAIL_INDEX.terms(email)))
             user_id = session.scalars(found).one()
-        now, secret = datetime.now(UTC), get_auth_service().find_secret()
-        assert secret is not None
-        token = bearer.issue(user_id, secret=secret, lifetime=token_lifetime(), now=now)
-        return {"Authorization": f"Bearer {token}"}
+        now = datetime.now(UTC)
+        sign_in = bearer.SignIn(user_id, str(uuid4()), now)
+        keys = bearer.TokenKeys(JWT_SECRET)
+        return {
+            "Authorization": f"Bearer {keys.issue(sign_in, lifetime=token_lifetime(), now=now)}"
+        }
 
     return header
 

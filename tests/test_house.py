@@ -19,12 +19,19 @@ _LINES: Final = (
     ("backend.models",),
     ("backend.crypto", "backend.privacy", "backend.backup"),
     ("backend.db_utils",),
-    ("backend.logs", "backend.settings", "backend.errors", "backend.folders"),
+    (
+        "backend.logs",
+        "backend.settings",
+        "backend.errors",
+        "backend.folders",
+        "backend.web_addresses",
+    ),
 )
 # On the bottom line the errors know nobody, and the settings raise them.
 _PEERS_ALLOWED: Final = {
     ("backend.settings", "backend.errors"),
     ("backend.logs", "backend.settings"),
+    ("backend.settings", "backend.web_addresses"),
 }
 # These take what they need as arguments.
 _WITHOUT_SETTINGS: Final = ("backend.crypto", "backend.privacy", "backend.backup")
@@ -41,6 +48,9 @@ _DOORS: Final = {
     "rich": ("backend/cli/",),
     "jose": ("backend/crypto/",),
     "passlib": ("backend/crypto/",),
+    "pyotp": ("backend/crypto/",),
+    "zxcvbn": ("backend/crypto/",),
+    "limits": ("backend/services/throttle_service.py",),
     "cryptography": ("backend/crypto/",),
     "schedule": ("backend/services/",),
     "boto3": ("backend/backup/", "backend/crypto/"),

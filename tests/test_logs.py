@@ -59,6 +59,7 @@ class Caller:
             "User-Agent": CANARIES["agent"],
             "Cookie": f"session={CANARIES['token']}",
             "Content-Type": "application/json",
+            "X-Forwarded-Proto": "https",
         }
         if body is not None:
             data = json.dumps(body).encode()
@@ -80,7 +81,9 @@ class Caller:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     base = tmp_path_factory.mktemp("logs")
     settings = {
+        # As behind a proxy on this machine, for which the caller stands.
         "APP_ENV": "production",
+        "TRUSTED_PROXIES": "127.0.0.1",
         "ENCRYPTION_KEY": KEY,
         "JWT_SECRET_KEY": JWT_SECRET,
         "ADMIN_EMAIL": CANARIES["address"],

@@ -44,8 +44,10 @@ NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 RAW, OTHER_RAW = base64.b64decode(KEY), base64.b64decode(OTHER_KEY)
 ONE, TWO = Keyring(RootKey(RAW)), Keyring(RootKey(OTHER_RAW))
-JWT: Final = bearer.issue(1, secret=JWT_SECRET, lifetime=timedelta(minutes=5), now=NOW)
-FORGED: Final = bearer.issue(1, secret="x" * 40, lifetime=timedelta(days=9), now=NOW)
+SIGN_IN: Final = bearer.SignIn(1, "a-random-number", NOW)
+KEYS: Final = bearer.TokenKeys(JWT_SECRET)
+JWT: Final = KEYS.issue(SIGN_IN, lifetime=timedelta(minutes=5), now=NOW)
+FORGED: Final = bearer.TokenKeys("x" * 40).issue(SIGN_IN, lifetime=timedelta(days=9), now=NOW)
 SEALED: Final = ONE.cipher(value_scope("a")).seal_text(PLAIN.encode())
 
 
@@ -155,9 +157,9 @@ FAILURES: Final[list[tuple[type[Exception], Callable[[], object]]]] = [
     (errors.MalformedTokenError, lambda: open_file(PLAIN.encode() * 400, LOCK)),
     (errors.NotEncryptedError, lambda: OPENS.open_text(PLAIN)),
     (errors.CryptoError, lambda: open_file(FORMAT_9, LOCK)),
-    (errors.UnauthenticatedError, lambda: bearer.verify(FORGED, secret=JWT_SECRET)),
-    (errors.UnauthenticatedError, lambda: bearer.verify(JWT, secret=JWT_SECRET)),
-    (errors.UnauthenticatedError, lambda: bearer.verify(f"{PLAIN}.a.b", secret=JWT_SECRET)),
+    (errors.UnauthenticatedError, lambda: KEYS.verify(FORGED)),
+    (errors.UnauthenticatedError, lambda: KEYS.verify(JWT)),
+    (errors.UnauthenticatedError, lambda: KEYS.verify(f"{PLAIN}.a.b")),
     (errors.ConfigurationError, lambda: load_settings(jwt_secret_key=SHORT)),
     (errors.ConfigurationError, lambda: load_settings(encryption_key=[KEY])),
     (errors.ConfigurationError, lambda: load_settings(admin_email=PLAIN)),
@@ -241,7 +243,7 @@ def test_nothing_that_holds_a_secret_prints_it(
         *(get_settings(), ONE, ONE.primary, OPENS, LOCK, PassphraseLock(PHRASE), sealer),
         *(Opener(io.BytesIO(FILE), LOCK), get_encryption_service(), value_scope("a")),
         *(column_scope("users", "email"), Prepared(migrated=True, admin=(ADMIN, PASSWORD))),
-        *(KeyAnswer(key=KEY), Token(access_token=JWT, expires_in=60)),
+        *(KeyAnswer(key=KEY), Token(access_token=JWT, refresh_token=JWT, expires_in=60)),
     ]
     shown = {type(holder).__name__: leaks(f"{holder!r} {holder} {[holder]}") for holder in holders}
     assert {name: found for name, found in shown.items() if found} == {}

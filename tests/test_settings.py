@@ -30,6 +30,17 @@ KEEP_RULES: Final = ("LAST", "DAILY", "WEEKLY", "MONTHLY", "YEARLY")
     [
         ("APP_ENV", CANARY),
         ("APP_ENV", "PRODUCTION"),
+        ("TRUSTED_PROXIES", "*"),
+        ("TRUSTED_PROXIES", CANARY),
+        ("TRUSTED_PROXIES", f"127.0.0.1,{CANARY}"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("TRUSTED_PROXIES", "127.0.0.1:8080"),
+        ("TRUSTED_PROXIES", "0.0.0.0/0"),
+        ("TRUSTED_PROXIES", "10.0.0.1,::/0"),
+        ("WORKERS", "0"),
+        ("WORKERS", "65"),
+        ("WORKERS", CANARY),
         ("PORT", "-1"),
         ("PORT", "65536"),
         ("PORT", CANARY),
@@ -97,6 +108,10 @@ def test_a_bad_value_is_refused_by_its_name_and_not_shown(
     ("name", "value"),
     [
         ("APP_ENV", "production"),
+        ("TRUSTED_PROXIES", "127.0.0.1"),
+        ("TRUSTED_PROXIES", " 10.0.0.5 , 10.1.0.0/16, fd00::/8,::1,"),
+        ("CORS_ORIGINS", "https://app.example.com,https://other.example.com:8443"),
+        ("WORKERS", "64"),
         ("PORT", "0"),
         ("PORT", "65535"),
         ("LOG_LEVEL", "DEBUG"),
@@ -207,6 +222,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path("data"))
     assert (settings.timezone, settings.retention_time) == ("UTC", "02:00")
     assert settings.phone_region is None
+    # Nobody is believed, let in or counted beside us unless that is said.
+    assert (settings.proxies, settings.allowed_origins, settings.workers) == ((), (), 1)
     assert settings.purposes == ("marketing", "analytics", "profiling", "third_party_sharing")
     assert settings.sqlalchemy_url == f"sqlite:///{Path.cwd() / 'data' / 'holdfast.db'}"
     assert (settings.backup_time, settings.backup_verify) == ("03:00", BackupVerify.RESTORE)

@@ -4,17 +4,20 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from backend.api import examples
-from backend.api.dependencies import MAX_ID, AdminActor, Answer, WriteSession
+from backend.api.access import ReaderActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import MAX_ID, Answer, Moment, WriteSession
 from backend.api.problems import problems
 from backend.services.audit_service import Sought, get_audit_service
+from backend.services.trail_service import Verdict, get_trail_service
+from backend.services.trail_walk import BreakKind
 
-router = APIRouter(prefix="/security/audit", tags=["audit"])
+router = APIRouter(prefix="/security/audit", tags=["audit"], route_class=StrictRoute)
 Number = Annotated[int | None, Query(gt=0, le=MAX_ID)]
 Word = Annotated[str | None, Query(min_length=1, max_length=64)]
-Moment = Annotated[AwareDatetime | None, Query()]
 
 
 class EventItem(Answer):
@@ -33,18 +36,47 @@ class EventsAnswer(Answer, json_schema_extra=examples.of(examples.AUDIT)):
     next_before: int | None = Field(description="For the next page; None where this is the last.")
 
 
+class BreakItem(Answer):
+    kind: BreakKind
+    event_id: int = Field(description="The first event that it is about.")
+    detail: str
+
+
+class LossItem(Answer):
+    after: int = Field(description="The last event that the restored backup had.")
+    at: datetime
+    known_until: int | None = Field(description="The last lost event that a checkpoint knows.")
+
+
+class CheckedAnswer(Answer, json_schema_extra=examples.of(examples.AUDIT_CHECKED)):
+    status: Verdict = Field(
+        description="`incomplete`: the links hold, and a store did not answer, or none has a "
+        "checkpoint: nothing can be said of what was cut off or put back."
+    )
+    events: int = Field(description="Events that fit, to the first break.")
+    older: int = Field(description="Those of them that are of before the chain.")
+    last: int = Field(description="Number of the last one that fits.")
+    breaks: list[BreakItem] = Field(description="The first of the trail, all of checkpoints.")
+    losses: list[LossItem] = Field(description="What restores are known not to have brought back.")
+    checkpoints: int
+    checkpoint_at: datetime | None = Field(description="When the newest one was made.")
+    checkpoint_event: int | None = Field(description="Up to which event it speaks.")
+    silent: list[str] = Field(description="Stores that did not answer.")
+    public_key: str = Field(description="By which the checkpoints are signed.")
+
+
 @router.get("", responses=problems(401, 403, 404, 422))
 def read_events(  # noqa: PLR0913 - each is a question of its own
     session: WriteSession,
-    actor: AdminActor,
+    actor: ReaderActor,
     *,
     user_id: Number = None,
-    subject_ref: Word = None,
+    subject_ref: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
     by_user_id: Number = None,
     action: Word = None,
     outcome: Word = None,
-    since: Moment = None,
-    until: Moment = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     before: Annotated[int | None, Query(gt=0, le=2**63 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> EventsAnswer:
@@ -59,3 +91,13 @@ def read_events(  # noqa: PLR0913 - each is a question of its own
         items=[EventItem.model_validate(event) for event in events],
         next_before=events[-1].id if len(events) == limit else None,
     )
+
+
+@router.get("/verify", responses=problems(401, 403))
+def verify_trail(actor: ReaderActor) -> CheckedAnswer:
+    """
+    Say whether the trail is what was recorded, and name the first place where it is not.
+
+    It reads every event: a million take about twenty seconds. That it was checked is recorded.
+    """
+    return CheckedAnswer.model_validate(get_trail_service().verify(actor))

@@ -5,10 +5,12 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from backend.api import examples
-from backend.api.dependencies import AdminActor, Answer, Body, ReadSession, WriteSession
+from backend.api.access import AdminActor, GraveAdminActor, ObserverActor, RunnerActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import Answer, Body, Moment, ReadSession, WriteSession
 from backend.api.problems import problems
 from backend.backup.pgbackrest.says import Kind
 from backend.models import BackupStatus
@@ -17,7 +19,7 @@ from backend.services.catalogue_service import get_catalogue_service
 from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 
-router = APIRouter(prefix="/security/backup", tags=["backup"])
+router = APIRouter(prefix="/security/backup", tags=["backup"], route_class=StrictRoute)
 
 
 class CreateBody(Body, json_schema_extra=examples.of(examples.BACKUP)):
@@ -39,16 +41,14 @@ class RestoreBody(Body, json_schema_extra=examples.of(examples.RESTORE)):
         default=False,
         description="Must be true, too, where tables that have rows now would have none.",
     )
-    target_time: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+    target_time: Moment | None = Field(
         default=None,
         description="What was committed up to then, from a backup that pgBackRest has made.",
     )
 
 
 class BackupHoldBody(Body, json_schema_extra=examples.of(examples.BACKUP_HOLD)):
-    until: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
-        description="When it may be deleted again; null releases it."
-    )
+    until: Moment | None = Field(description="When it may be deleted again; null releases it.")
 
 
 class BackupAnswer(Answer, json_schema_extra=examples.of(examples.BACKED_UP)):
@@ -114,7 +114,7 @@ class RestoreAnswer(Answer, json_schema_extra=examples.of(examples.RESTORED)):
 
 
 @router.post("/create", status_code=201, responses=problems(401, 403, 409, 422, 503))
-def create_backup(actor: AdminActor, body: CreateBody | None = None) -> BackupAnswer:
+def create_backup(actor: RunnerActor, body: CreateBody | None = None) -> BackupAnswer:
     """Back up the database: consistent, compressed, encrypted, stored whole or not at all."""
     body = body or CreateBody()
     make = get_backup_service().create if body.wait else get_backup_service().start
@@ -122,7 +122,7 @@ def create_backup(actor: AdminActor, body: CreateBody | None = None) -> BackupAn
 
 
 @router.get("/list", responses=problems(401, 403, 503))
-def list_backups(session: ReadSession, _actor: AdminActor) -> BackupsAnswer:
+def list_backups(session: ReadSession, _actor: ObserverActor) -> BackupsAnswer:
     """List the backups in the store, and those running or failed."""
     catalogue = get_catalogue_service()
     items = [BackupAnswer.model_validate(record) for record in catalogue.records(session)]
@@ -135,7 +135,7 @@ def list_backups(session: ReadSession, _actor: AdminActor) -> BackupsAnswer:
 
 
 @router.post("/restore", responses=problems(401, 403, 404, 409, 422, 503))
-def restore_backup(body: RestoreBody, actor: AdminActor) -> RestoreAnswer:
+def restore_backup(body: RestoreBody, actor: GraveAdminActor) -> RestoreAnswer:
     """Restore beside the live database, keep every promise made since, then swap."""
     restored = get_restore_service().restore(
         body.backup_id,
@@ -149,19 +149,19 @@ def restore_backup(body: RestoreBody, actor: AdminActor) -> RestoreAnswer:
 
 
 @router.get("/{backup_id}", responses=problems(401, 403, 404, 409, 422, 503))
-def read_backup(backup_id: UUID, session: ReadSession, _actor: AdminActor) -> BackupAnswer:
+def read_backup(backup_id: UUID, session: ReadSession, _actor: ObserverActor) -> BackupAnswer:
     """Show one backup."""
     return BackupAnswer.model_validate(get_catalogue_service().get(session, backup_id))
 
 
 @router.post("/{backup_id}/verify", responses=problems(401, 403, 404, 409, 422, 503))
-def verify_backup(backup_id: UUID, actor: AdminActor) -> BackupAnswer:
+def verify_backup(backup_id: UUID, actor: RunnerActor) -> BackupAnswer:
     """Prove that a backup restores: rebuild it, check it, drop it."""
     return BackupAnswer.model_validate(get_backup_service().verify(backup_id, actor))
 
 
 @router.delete("/{backup_id}", status_code=204, responses=problems(401, 403, 404, 409, 422, 503))
-def delete_backup(backup_id: UUID, actor: AdminActor) -> None:
+def delete_backup(backup_id: UUID, actor: GraveAdminActor) -> None:
     """Delete a backup; the last good one, and one that is held, stay."""
     get_pruning_service().delete(backup_id, actor)
 

@@ -1,21 +1,47 @@
-"""What endpoints ask for: a session, who is signed in, an admin."""
+"""What endpoints ask for: a session, a body, who is signed in."""
 
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Final, Self
 
+from anyio import CapacityLimiter, fail_after
 from fastapi import Depends, Path, Request
 from fastapi.security import OAuth2PasswordBearer
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from sqlalchemy.orm import Session
 
-from backend.db_utils import is_storable, read_session, write_session
-from backend.services.audit_service import Actor
-from backend.services.auth_service import SignedIn, get_auth_service, require_admin
+from backend.db_utils import (
+    BUSY_TIMEOUT_SECONDS,
+    get_engine,
+    is_storable,
+    read_session,
+    write_session,
+)
+from backend.errors import UnavailableError
+from backend.services.auth_service import SignedIn, get_auth_service
 from backend.services.subject_service import MAX_ADDRESS_CHARS, MAX_USER_ID, Who
 
 MAX_ID: Final = MAX_USER_ID
 UserId = Annotated[int, Field(strict=True, gt=0, le=MAX_ID, examples=[7])]
 UserIdInPath = Annotated[int, Path(gt=0, le=MAX_ID, examples=[7])]
 
+
+def _written_out(value: object) -> object:
+    # Pydantic takes a number, also one in text, for seconds since 1970.
+    if not isinstance(value, str) or "T" not in value.upper():
+        raise ValueError("a time is written as 2027-01-31T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
 PlanDigest = Annotated[
     str | None,
     Field(
@@ -25,11 +51,38 @@ PlanDigest = Annotated[
 ]
 
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
+# Who waits for another writer waits here and not in a thread: the one who writes needs a thread to
+# commit with, and would never get it from those who wait for that commit.
+_ONE: Final = CapacityLimiter(1)
+_SOME: Final = CapacityLimiter(20)
+
+
+async def _turn() -> AsyncIterator[None]:
+    # SQLite has one writer at a time anyway; half of the threads are left to others.
+    turns = _ONE if get_engine().dialect.name == "sqlite" else _SOME
+    mine = object()
+    try:
+        with fail_after(BUSY_TIMEOUT_SECONDS):
+            await turns.acquire_on_behalf_of(mine)
+    except TimeoutError:
+        raise UnavailableError("other writers take too long") from None
+    try:
+        yield
+    finally:
+        turns.release_on_behalf_of(mine)
+
+
+def _write_session(
+    _turn: Annotated[None, Depends(_turn, scope="function")],
+) -> Iterator[Session]:
+    yield from write_session()
+
+
 # scope="function": the commit happens before the answer is sent. With the default, a commit that
 # fails is answered with success and the data are lost.
-WriteSession = Annotated[Session, Depends(write_session, scope="function")]
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
 
-_bearer = OAuth2PasswordBearer(
+bearer = OAuth2PasswordBearer(
     tokenUrl="/auth/token", description="Sign in with e-mail (as user name) and password."
 )
 
@@ -46,6 +99,10 @@ class Body(BaseModel):
         if isinstance(text, str) and not is_storable(text):
             raise ValueError("not text: it holds NUL or half a surrogate pair")
         return value
+
+
+class LargeBody(Body):
+    """A body of up to `MAX_BODY_BYTES`: others are read to 64 KiB."""
 
 
 class Named(Body):
@@ -77,24 +134,11 @@ class Answer(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-def signed_in(request: Request, token: Annotated[str, Depends(_bearer)]) -> SignedIn:
-    return get_auth_service().authenticate(token, request.scope["request_id"])
+def signed_in(request: Request, token: Annotated[str, Depends(bearer)]) -> SignedIn:
+    found = get_auth_service().authenticate(token, request.scope["request_id"])
+    # For the record, should this be denied.
+    request.state.actor = found.actor
+    return found
 
 
 CurrentSignIn = Annotated[SignedIn, Depends(signed_in)]
-
-
-# These wait for nothing, so they need no thread of their own.
-async def current_actor(sign_in: CurrentSignIn) -> Actor:
-    return sign_in.actor
-
-
-CurrentActor = Annotated[Actor, Depends(current_actor)]
-
-
-async def admin_actor(actor: CurrentActor) -> Actor:
-    require_admin(actor)
-    return actor
-
-
-AdminActor = Annotated[Actor, Depends(admin_actor)]

@@ -4,12 +4,14 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from backend.api import examples
-from backend.api.dependencies import AdminActor, Answer, ReadSession
+from backend.api.access import AdminActor, ObserverActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import Answer, ReadSession
 from backend.api.problems import problems
 from backend.services.encryption_service import get_encryption_service
 from backend.services.key_use_service import get_key_use_service
 
-router = APIRouter(prefix="/security/encryption", tags=["encryption"])
+router = APIRouter(prefix="/security/encryption", tags=["encryption"], route_class=StrictRoute)
 
 
 class KeyAnswer(Answer):
@@ -46,6 +48,6 @@ def generate_key(_actor: AdminActor) -> KeyAnswer:
 
 
 @router.get("/status", responses=problems(401, 403))
-def encryption_status(session: ReadSession, _actor: AdminActor) -> EncryptionStatus:
+def encryption_status(session: ReadSession, _actor: ObserverActor) -> EncryptionStatus:
     """Show the known keys and what each still protects."""
     return EncryptionStatus.model_validate(get_key_use_service().status(session))

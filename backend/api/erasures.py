@@ -10,7 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from backend.api import examples
-from backend.api.dependencies import AdminActor, Answer, Named, PlanDigest, WriteSession
+from backend.api.access import GraveAdminActor, ReaderActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import Answer, Named, PlanDigest, WriteSession
 from backend.api.problems import problems
 from backend.crypto.signing import key_id, public_key_pem, spell_public_key
 from backend.errors import LegalHoldError
@@ -23,7 +25,7 @@ from backend.services.queue_service import get_queue_service
 # The scan reads the whole database: one at a time, and never in a thread that a request needs.
 _ONE_SCAN = CapacityLimiter(1)
 
-router = APIRouter(prefix="/security/data", tags=["personal data"])
+router = APIRouter(prefix="/security/data", tags=["personal data"], route_class=StrictRoute)
 
 
 class DeleteBody(Named, json_schema_extra=examples.of(examples.DELETE)):
@@ -128,7 +130,7 @@ class PublicKeyAnswer(Answer):
     },
 )
 def delete_data(
-    body: DeleteBody, session: WriteSession, actor: AdminActor, after: BackgroundTasks
+    body: DeleteBody, session: WriteSession, actor: GraveAdminActor, after: BackgroundTasks
 ) -> DeleteAnswer | JSONResponse:
     """Erase a person: delete or anonymise, keep and restrict what the law keeps."""
     try:
@@ -162,14 +164,14 @@ async def _prove(erasure: Erasure) -> None:
         **problems(401, 403, 404, 409, 422),
     },
 )
-def read_certificate(erasure_id: UUID, session: WriteSession, _actor: AdminActor) -> Response:
+def read_certificate(erasure_id: UUID, session: WriteSession, _actor: ReaderActor) -> Response:
     """Hand out the certificate of an erasure, once the scan after it has ended."""
     document = get_certificate_service().of(session, erasure_id)
     return Response(document, media_type="application/json")
 
 
 @router.get("/certificate-key", responses=problems(401, 403))
-def read_certificate_key(session: WriteSession, _actor: AdminActor) -> PublicKeyAnswer:
+def read_certificate_key(session: WriteSession, _actor: ReaderActor) -> PublicKeyAnswer:
     """Show the key that certificates are checked with; give it to whoever is to check them."""
     key = get_certificate_service().public_key(session)
     return PublicKeyAnswer(

@@ -18,8 +18,32 @@ TOKEN: Final[Example] = {
     "access_token": "eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.…",
     "token_type": "bearer",
     "expires_in": 1800,
+    "refresh_token": "4a7d1ed414474e4033ac29ccb8653d9b.…",
 }
 ME: Final[Example] = {"user_id": 7, "role": "user"}
+PASSWORD: Final[Example] = {
+    "present_password": "correct horse battery",
+    "new_password": "seven grey herons at noon",
+}
+CODE: Final[Example] = {"code": "123456"}
+CODES: Final[Example] = {
+    "secret": "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP",
+    "address": "otpauth://totp/Holdfast:admin%40example.com?secret=JBSWY3DPEHPK3PXP&issuer=Holdfast",
+}
+APPROVALS: Final[Example] = {
+    "items": [
+        {
+            "id": _RUN_ID,
+            "act": "POST /security/retention/apply",
+            "request": '{"dry_run": false}',
+            "requested_by": "5f4dcc3b5aa765d61d8327deb882cf99",
+            "requested_at": _AT,
+            "expires_at": "2026-11-25T02:00:00Z",
+            "approved_by": None,
+            "approved_at": None,
+        }
+    ]
+}
 
 FIND: Final[Example] = {"phone": "+49 30 1234567"}
 FOUND: Final[Example] = {"user_id": 7, "named_in": ["companions"]}
@@ -262,4 +286,17 @@ AUDIT: Final[Example] = {
         }
     ],
     "next_before": None,
+}
+AUDIT_CHECKED: Final[Example] = {
+    "status": "broken",
+    "events": 41,
+    "older": 0,
+    "last": 41,
+    "breaks": [{"kind": "edited", "event_id": 42, "detail": "is not what was recorded"}],
+    "losses": [],
+    "checkpoints": 12,
+    "checkpoint_at": _AT,
+    "checkpoint_event": 57,
+    "silent": [],
+    "public_key": "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
 }

@@ -5,14 +5,16 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from backend.api import examples
+from backend.api.access import AdminActor, ReaderActor
+from backend.api.bodies import StrictRoute
 from backend.api.dependencies import (
     MAX_ID,
-    AdminActor,
     Answer,
     Body,
+    Moment,
     ReadSession,
     UserId,
     WriteSession,
@@ -22,7 +24,7 @@ from backend.models import HoldScope
 from backend.services.hold_service import get_hold_service
 from backend.services.queue_service import get_queue_service
 
-router = APIRouter(prefix="/security/holds", tags=["legal holds"])
+router = APIRouter(prefix="/security/holds", tags=["legal holds"], route_class=StrictRoute)
 
 
 class HoldBody(Body, json_schema_extra=examples.of(examples.HOLD)):
@@ -31,7 +33,7 @@ class HoldBody(Body, json_schema_extra=examples.of(examples.HOLD)):
     user_id: UserId | None = None
     data_type: str | None = Field(default=None, max_length=64)
     row_id: int | None = Field(default=None, gt=0, le=MAX_ID)
-    review_on: Annotated[AwareDatetime | None, Field(strict=False)] = None
+    review_on: Moment | None = None
 
 
 class HoldAnswer(Answer):
@@ -51,7 +53,7 @@ class HoldsAnswer(Answer):
 
 
 @router.get("", responses=problems(401, 403))
-def list_holds(session: ReadSession, _actor: AdminActor) -> HoldsAnswer:
+def list_holds(session: ReadSession, _actor: ReaderActor) -> HoldsAnswer:
     """Show all holds, released ones included."""
     holds = get_hold_service().all(session)
     return HoldsAnswer(items=[HoldAnswer.model_validate(hold) for hold in holds])
@@ -65,7 +67,7 @@ def place_hold(body: HoldBody, session: WriteSession, actor: AdminActor) -> Hold
 
 
 @router.get("/{hold_id}", responses=problems(401, 403, 404, 422))
-def read_hold(hold_id: UUID, session: ReadSession, _actor: AdminActor) -> HoldAnswer:
+def read_hold(hold_id: UUID, session: ReadSession, _actor: ReaderActor) -> HoldAnswer:
     """Show one hold."""
     return HoldAnswer.model_validate(get_hold_service().get(session, hold_id))
 

@@ -8,12 +8,11 @@ from typing import Final
 import structlog
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.api.problems import problem_response, unexpected_error
-from backend.errors import UnavailableError
+from backend.errors import BusyError, HoldfastError, HttpsRequiredError, UnavailableError
 from backend.services.setup_service import get_setup_service
 
 log = structlog.get_logger("request")
@@ -34,16 +33,19 @@ _PAGE_POLICY: Final = (
 )
 _PAGES: Final = ("/docs", "/static/")
 # Answered also while the key service or the database keeps the service from being ready.
-_ALWAYS: Final = ("/healthz", "/readyz", "/metrics", "/openapi.json", *_PAGES)
+_PROBES: Final = ("/healthz", "/readyz", "/metrics")
+_ALWAYS: Final = (*_PROBES, "/openapi.json", *_PAGES)
 _HSTS: Final = "max-age=31536000"
 
 
 class RequestMiddleware:
     """Plain ASGI: it neither buffers bodies nor adds a task per request."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_concurrent: int, https_only: bool) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._max_concurrent = max_concurrent
+        self._https_only = https_only
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,14 +73,14 @@ class RequestMiddleware:
                 answered = time.perf_counter()
             await send(message)
 
+        self._under_way += 1
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                if not (get_setup_service().is_open or scope["path"].startswith(_ALWAYS)):
-                    waiting = UnavailableError("the service is not ready yet")
-                    answer = problem_response(Request(scope), waiting)
+                if (refusal := self._refusal(scope)) is not None:
+                    answer = problem_response(Request(scope), refusal)
                     await answer(scope, receive, send_with_headers)
                     return
-                await self._app(scope, self._limited(receive), send_with_headers)
+                await self._app(scope, receive, send_with_headers)
             except Exception as err:
                 answer = unexpected_error(Request(scope), err)
                 if status:
@@ -86,22 +88,20 @@ class RequestMiddleware:
                     raise
                 await answer(scope, receive, send_with_headers)
             finally:
+                self._under_way -= 1
                 ended = answered or time.perf_counter()
                 self._count(scope, status, ended - started)
 
-    def _limited(self, receive: Receive) -> Receive:
-        left = self._max_body_bytes
-
-        async def receive_within_limit() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                # FastAPI lets only its own kind of error out of the reading of a body.
-                raise HTTPException(413)
-            return message
-
-        return receive_within_limit
+    def _refusal(self, scope: Scope) -> HoldfastError | None:
+        """Say why a request is not even looked at."""
+        path = scope["path"]
+        if self._https_only and scope["scheme"] != "https" and path not in _PROBES:
+            return HttpsRequiredError("send it again over HTTPS, and renew what was sent in clear")
+        if not (get_setup_service().is_open or path.startswith(_ALWAYS)):
+            return UnavailableError("the service is not ready yet")
+        if self._under_way > self._max_concurrent and path not in _PROBES:
+            return BusyError("too many requests are under way")
+        return None
 
     def _headers(self, scope: Scope, request_id: str) -> Iterable[tuple[str, str]]:
         yield from _HEADERS

@@ -9,13 +9,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, SecretStr, StrictBool, model_validator
 
 from backend.api import examples
+from backend.api.access import AdminActor, OwnActor
+from backend.api.bodies import StrictRoute
 from backend.api.dependencies import (
-    AdminActor,
     Answer,
     Body,
-    CurrentActor,
+    LargeBody,
     Named,
-    ReadSession,
     UserId,
     UserIdInPath,
     WriteSession,
@@ -34,7 +34,7 @@ from backend.services.compliance_service import (
 from backend.services.consent_service import ConsentRecord, get_consent_service
 from backend.services.subject_service import get_subject_service
 
-router = APIRouter(prefix="/security/data", tags=["personal data"])
+router = APIRouter(prefix="/security/data", tags=["personal data"], route_class=StrictRoute)
 
 
 class FindBody(Named, json_schema_extra=examples.of(examples.FIND)):
@@ -66,7 +66,7 @@ class ExportBody(Named, json_schema_extra=examples.of(examples.EXPORT)):
     )
 
 
-class ImportBody(Body, json_schema_extra=examples.of(examples.IMPORT)):
+class ImportBody(LargeBody, json_schema_extra=examples.of(examples.IMPORT)):
     user_id: UserId | None = Field(default=None, description="Refuse an export of anyone else.")
     dry_run: bool = False
     export: dict[str, Any] = Field(description="A JSON export of this service, as it was given.")
@@ -140,12 +140,10 @@ def _require_own(actor: Actor, body: Named) -> None:
 
 
 @router.post("/find", responses=problems(401, 403, 404, 409, 410, 422))
-def find_person(body: FindBody, session: ReadSession, _actor: AdminActor) -> FoundAnswer:
+def find_person(body: FindBody, actor: AdminActor) -> FoundAnswer:
     """Find a person by e-mail address or telephone, however it is spelled."""
-    subject = get_subject_service().find(session, body.who)
-    return FoundAnswer(
-        user_id=subject.number, named_in=list(get_subject_service().mentions(session, subject))
-    )
+    subject, named_in = get_subject_service().look_up(actor, body.who)
+    return FoundAnswer(user_id=subject.number, named_in=named_in)
 
 
 @router.post(
@@ -165,7 +163,7 @@ def find_person(body: FindBody, session: ReadSession, _actor: AdminActor) -> Fou
         **problems(401, 403, 404, 409, 410, 422),
     },
 )
-def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) -> ClosingResponse:
+def export_data(body: ExportBody, session: WriteSession, actor: OwnActor) -> ClosingResponse:
     """Hand out everything that is held about a person, streamed."""
     _require_own(actor, body)
     passphrase = body.passphrase.get_secret_value() if body.passphrase else None
@@ -182,7 +180,7 @@ def export_data(body: ExportBody, session: WriteSession, actor: CurrentActor) ->
 
 
 @router.get("/export/schema", responses=problems(401, 403))
-def read_export_schema(_actor: CurrentActor) -> dict[str, Any]:
+def read_export_schema(_actor: OwnActor) -> dict[str, Any]:
     """Show the JSON Schema (draft 2020-12) that every JSON export follows."""
     return export_schema(DATA_MAP)
 
@@ -199,17 +197,17 @@ def import_data(body: ImportBody, session: WriteSession, actor: AdminActor) -> I
 
 
 @router.get("/consent/{user_id}", responses=problems(401, 403, 404, 410, 422))
-def read_consent(user_id: UserIdInPath, session: ReadSession, actor: CurrentActor) -> ConsentAnswer:
-    """Show the state per purpose and the whole history."""
+def read_consent(user_id: UserIdInPath, actor: OwnActor) -> ConsentAnswer:
+    """Show the state per purpose and the whole history; that another has seen it is recorded."""
     require_self_or_admin(actor, user_id)
-    return ConsentAnswer.model_validate(get_consent_service().of(session, user_id))
+    return ConsentAnswer.model_validate(get_consent_service().show(actor, user_id))
 
 
 @router.post(
     "/consent/{user_id}", status_code=201, responses=problems(401, 403, 404, 410, 422, 503)
 )
 def record_consent(
-    user_id: UserIdInPath, body: ConsentBody, session: WriteSession, actor: CurrentActor
+    user_id: UserIdInPath, body: ConsentBody, session: WriteSession, actor: OwnActor
 ) -> ConsentEvent:
     """Give or withdraw consent for one purpose; withdrawing is the same call."""
     require_self_or_admin(actor, user_id)

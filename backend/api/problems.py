@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from backend.errors import (
@@ -20,12 +21,16 @@ from backend.errors import (
     HoldfastError,
     InvalidRequestError,
     RefusedError,
+    RequestTimeoutError,
     SubjectErasedError,
     SubjectNotFoundError,
+    TooManyAttemptsError,
     UnauthenticatedError,
     UnavailableError,
+    UnsupportedMediaTypeError,
 )
 from backend.logs import where
+from backend.services.auth_service import get_auth_service
 
 log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -35,10 +40,13 @@ _EXAMPLES: Final[tuple[HoldfastError, ...]] = (
     UnauthenticatedError("the bearer token is not valid"),
     ForbiddenError("only an admin may do this"),
     SubjectNotFoundError("no person has the id 7"),
+    RequestTimeoutError("the body did not arrive in time"),
     ConflictError("another backup or restore is running"),
     SubjectErasedError("person 7 was erased"),
     BodyTooLargeError("send less at once"),
+    UnsupportedMediaTypeError("send application/json in UTF-8"),
     RefusedError("a retention period is between 1 day and 100 years, not P101Y"),
+    TooManyAttemptsError("too many wrong passwords: try again later", 900),
     UnavailableError("the database does not answer now"),
 )
 
@@ -63,12 +71,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         example.status: {
             "description": HTTPStatus(example.status).phrase,
             "content": {
-                MEDIA_TYPE: {"schema": schema, "example": _body(example, "8c1f0e0f3c9d4f0e")}
+                MEDIA_TYPE: {"schema": schema, "example": problem_body(example, "8c1f0e0f3c9d4f0e")}
             },
         }
         for example in _EXAMPLES
         if example.status in statuses
     }
+
+
+def invalid(at: str, problem: str) -> InvalidRequestError:
+    """Make the error that says what is wrong where in a request, and not what was there."""
+    return InvalidRequestError(f"{at}: {problem}", errors=[{"at": at, "problem": problem}])
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -83,14 +96,17 @@ def add_problem_handlers(app: FastAPI) -> None:
 def problem_response(request: Request, err: HoldfastError) -> JSONResponse:
     headers = {}
     if isinstance(err, UnauthenticatedError):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(err, UnavailableError):
+        headers["WWW-Authenticate"] = err.challenge
+    if isinstance(err, RequestTimeoutError):
+        # What may still come is not waited for.
+        headers["Connection"] = "close"
+    if isinstance(err, UnavailableError | TooManyAttemptsError):
         headers["Retry-After"] = str(err.retry_after_seconds)
-    body = _body(err, request.scope.get("request_id", ""))
+    body = problem_body(err, request.scope.get("request_id", ""))
     return JSONResponse(body, err.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _body(err: HoldfastError, request_id: str) -> dict[str, Any]:
+def problem_body(err: HoldfastError, request_id: str) -> dict[str, Any]:
     return {
         "type": "about:blank",
         "title": err.title,
@@ -107,19 +123,34 @@ async def _holdfast_error(request: Request, err: Exception) -> JSONResponse:
         raise err
     if err.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", code=err.code)
+    if isinstance(err, ForbiddenError) and hasattr(request.state, "actor"):
+        try:
+            await run_in_threadpool(_record_denial, request, err)
+        except DBAPIError as failure:
+            return await _database_error(request, failure)
     return problem_response(request, err)
+
+
+def _record_denial(request: Request, err: ForbiddenError) -> None:
+    route = getattr(request.scope.get("route"), "path", "unmatched")
+    get_auth_service().record_denial(request.state.actor, err, act=f"{request.method} {route}")
 
 
 async def _invalid_request(request: Request, err: Exception) -> JSONResponse:
     if not isinstance(err, RequestValidationError):
         raise err
     # What was sent is left out: it may be somebody's data.
-    errors = [
-        {"at": _place(e), "problem": e["msg"].removeprefix("Value error, ")[:200]}
-        for e in err.errors()
-    ]
+    errors = [{"at": _place(e), "problem": _words(e)} for e in err.errors()]
     detail = "; ".join(f"{e['at']}: {e['problem']}" for e in errors[:3])
     return problem_response(request, InvalidRequestError(detail, errors=errors[:20]))
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    if error["type"] == "uuid_parsing":
+        # Pydantic would quote the first character that is wrong.
+        return "Input should be a valid UUID"
+    words: str = error["msg"]
+    return words.removeprefix("Value error, ")[:200]
 
 
 def _place(error: Mapping[str, Any]) -> str:
@@ -134,8 +165,6 @@ async def _http_error(request: Request, err: Exception) -> JSONResponse:
     status = HTTPStatus(err.status_code)
     if status is HTTPStatus.UNAUTHORIZED:
         return problem_response(request, UnauthenticatedError("send a bearer token"))
-    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return problem_response(request, BodyTooLargeError("send less at once"))
     body = {
         "type": "about:blank",
         "title": status.phrase,

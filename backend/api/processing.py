@@ -6,13 +6,17 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from pydantic import Field
 
-from backend.api.dependencies import AdminActor, Answer, ReadSession
+from backend.api.access import ReaderActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import Answer, ReadSession
 from backend.api.problems import problems
 from backend.privacy.processing import Protection
 from backend.privacy.processing_page import page, page_policy
 from backend.services.map_service import get_map_service
 
-router = APIRouter(prefix="/security/processing", tags=["records of processing"])
+router = APIRouter(
+    prefix="/security/processing", tags=["records of processing"], route_class=StrictRoute
+)
 
 
 class ControllerAnswer(Answer):
@@ -73,13 +77,13 @@ class RecordsAnswer(Answer):
 
 
 @router.get("", responses=problems(401, 403))
-def read_records(session: ReadSession, _actor: AdminActor) -> RecordsAnswer:
+def read_records(session: ReadSession, _actor: ReaderActor) -> RecordsAnswer:
     """Draw up the records of processing, by the data map and the policies now in force."""
     return RecordsAnswer.model_validate(get_map_service().records(session))
 
 
 @router.get("/page", response_class=HTMLResponse, responses=problems(401, 403))
-def read_page(session: ReadSession, _actor: AdminActor) -> HTMLResponse:
+def read_page(session: ReadSession, _actor: ReaderActor) -> HTMLResponse:
     """Draw up the records of processing as a page to read, save or print."""
     text = page(get_map_service().records(session))
     policy = f"{page_policy()}; frame-ancestors 'none'"

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field, model_validator
 
 from backend.api import examples
+from backend.api.access import GraveAdminActor, GraveRunnerActor, ObserverActor, RunnerActor
+from backend.api.bodies import StrictRoute
 from backend.api.dependencies import (
-    AdminActor,
     Answer,
     Body,
     PlanDigest,
@@ -26,7 +27,7 @@ from backend.services.retention_service import get_retention_service
 from backend.services.scheduler_service import get_scheduler_service
 from backend.settings import MAX_RETENTION_DAYS, RetentionAction
 
-router = APIRouter(prefix="/security/retention", tags=["retention"])
+router = APIRouter(prefix="/security/retention", tags=["retention"], route_class=StrictRoute)
 DataType = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -210,7 +211,7 @@ class SentAnswer(Answer):
 
 
 @router.post("/policy", status_code=201, responses=problems(401, 403, 422))
-def set_policy(body: PolicyBody, session: WriteSession, actor: AdminActor) -> PolicyAnswer:
+def set_policy(body: PolicyBody, session: WriteSession, actor: GraveAdminActor) -> PolicyAnswer:
     """Set the policy of a data type; it wins over the environment's."""
     policy = get_policy_service().set(
         session, actor, body.data_type, body.period, body.action, enabled=body.enabled
@@ -219,7 +220,7 @@ def set_policy(body: PolicyBody, session: WriteSession, actor: AdminActor) -> Po
 
 
 @router.get("/policies", responses=problems(401, 403))
-def list_policies(session: ReadSession, _actor: AdminActor) -> PoliciesAnswer:
+def list_policies(session: ReadSession, _actor: ObserverActor) -> PoliciesAnswer:
     """Show every policy in force, with what is due now."""
     states = get_retention_service().states(session)
     next_run_at = get_scheduler_service().next_run("retention")
@@ -230,7 +231,7 @@ def list_policies(session: ReadSession, _actor: AdminActor) -> PoliciesAnswer:
 def list_changes(
     data_type: Annotated[str, Path(min_length=1, max_length=64)],
     session: ReadSession,
-    _actor: AdminActor,
+    _actor: ObserverActor,
 ) -> ChangesAnswer:
     """Show who changed a policy, when, from what to what."""
     changes = get_policy_service().changes(session, data_type)
@@ -238,7 +239,7 @@ def list_changes(
 
 
 @router.get("/forecast", responses=problems(401, 403))
-def forecast(session: ReadSession, _actor: AdminActor) -> ForecastAnswer:
+def forecast(session: ReadSession, _actor: ObserverActor) -> ForecastAnswer:
     """Show what is due now and in each of the coming twelve months, by data type."""
     return ForecastAnswer(
         items=[
@@ -254,7 +255,7 @@ def forecast(session: ReadSession, _actor: AdminActor) -> ForecastAnswer:
 
 
 @router.post("/apply", responses=problems(401, 403, 409, 422))
-def apply_policies(body: ApplyBody, actor: AdminActor) -> ApplyAnswer:
+def apply_policies(body: ApplyBody, actor: GraveRunnerActor) -> ApplyAnswer:
     """
     Apply the enabled policies, or say what that would do.
 
@@ -273,7 +274,7 @@ def apply_policies(body: ApplyBody, actor: AdminActor) -> ApplyAnswer:
 @router.get("/logs", responses=problems(401, 403, 422))
 def list_logs(
     session: ReadSession,
-    _actor: AdminActor,
+    _actor: ObserverActor,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     data_type: Annotated[str | None, Query(min_length=1, max_length=64)] = None,
@@ -289,7 +290,7 @@ def list_logs(
 @router.get("/notices", responses=problems(401, 403, 422))
 def list_notices(
     session: WriteSession,
-    actor: AdminActor,
+    actor: RunnerActor,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> NoticesAnswer:
     """Show which inactive people are still to be told that their account ends."""
@@ -298,7 +299,7 @@ def list_notices(
 
 
 @router.post("/notices/{notice_id}/sent", responses=problems(401, 403, 404, 409, 422))
-def notice_sent(notice_id: UUID, session: WriteSession, actor: AdminActor) -> SentAnswer:
+def notice_sent(notice_id: UUID, session: WriteSession, actor: RunnerActor) -> SentAnswer:
     """Note that somebody was told."""
     get_notice_service().sent(session, actor, notice_id)
     return SentAnswer(id=notice_id, status="sent")

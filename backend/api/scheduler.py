@@ -8,13 +8,15 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from backend.api import examples
-from backend.api.dependencies import AdminActor, Answer, ReadSession
+from backend.api.access import ObserverActor
+from backend.api.bodies import StrictRoute
+from backend.api.dependencies import Answer, ReadSession
 from backend.api.problems import problems
 from backend.models import AlertKind, JobStatus
 from backend.services.alert_service import get_alert_service
 from backend.services.scheduler_service import JobState, get_scheduler_service
 
-router = APIRouter(prefix="/security/scheduler", tags=["scheduler"])
+router = APIRouter(prefix="/security/scheduler", tags=["scheduler"], route_class=StrictRoute)
 _ALERTS = 50
 
 
@@ -61,7 +63,7 @@ class StatusAnswer(Answer, json_schema_extra=examples.of(examples.SCHEDULER)):
 
 
 @router.get("/status", responses=problems(401, 403))
-def status(session: ReadSession, _actor: AdminActor) -> StatusAnswer:
+def status(session: ReadSession, _actor: ObserverActor) -> StatusAnswer:
     """Show every job with its last run and next due time, and the newest alerts."""
     alerts = get_alert_service().newest(session, _ALERTS)
     return StatusAnswer(

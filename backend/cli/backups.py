@@ -32,6 +32,7 @@ from backend.services.archive_service import get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.dump_service import get_dump_service
 from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
@@ -133,6 +134,7 @@ def restore(
         get_restore_service().finish_ledger()
         with suppress(ConflictError):
             get_backup_service().recover()
+        get_checkpoint_service().make_if_possible()
     _show_restored(restored, as_json=as_json)
 
 

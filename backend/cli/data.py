@@ -124,8 +124,7 @@ def consent(user_id: int, *, as_json: AsJson = False) -> None:
     """Show a person's consent per purpose, and its history."""
     who(user_id, address_stdin=False)
     get_setup_service().open()
-    with session_scope(read_only=True) as session:
-        record = get_consent_service().of(session, user_id)
+    record = get_consent_service().show(COMMAND_LINE, user_id)
     if as_json:
         history = [
             {"purpose": e.purpose, "granted": e.granted, "recorded_at": e.recorded_at}

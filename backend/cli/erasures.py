@@ -66,9 +66,7 @@ def find(*, as_json: AsJson = False) -> None:
     """Find the person whose e-mail address or telephone is read from stdin."""
     named = who(None, address_stdin=True)
     get_setup_service().open()
-    with session_scope(read_only=True) as session:
-        subject = get_subject_service().find(session, named)
-        tables = list(get_subject_service().mentions(session, subject))
+    subject, tables = get_subject_service().look_up(COMMAND_LINE, named)
     show({"user_id": subject.number, "named_in": tables}, as_json=as_json)
 
 

@@ -1,6 +1,7 @@
 """The tables, and the data map that their declarations give."""
 
 from backend.models.acts import (
+    Approval,
     ErasureRecord,
     ErasureStatus,
     InactivityNotice,
@@ -17,6 +18,7 @@ from backend.models.people import (
     Companion,
     IndexedColumn,
     Role,
+    SignIn,
     User,
 )
 from backend.models.records import (
@@ -50,6 +52,7 @@ __all__ = [
     "IDENTITY_INDEXES",
     "Alert",
     "AlertKind",
+    "Approval",
     "AuditEvent",
     "BackupRecord",
     "BackupStatus",
@@ -83,5 +86,6 @@ __all__ = [
     "RetentionStatus",
     "RevokedToken",
     "Role",
+    "SignIn",
     "User",
 ]

@@ -7,7 +7,7 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, String, Text, Uuid
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.crypto.columns import RowEncrypted
+from backend.crypto.columns import Encrypted, RowEncrypted
 from backend.models.base import Base, UtcDateTime, closed_set
 from backend.privacy.declarations import (
     EraseMode,
@@ -128,3 +128,23 @@ class InactivityNotice(Base):
     sent_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, index=True, info=not_personal(_WHEN)
     )
+
+
+class Approval(Base):
+    """An act that waits for a second admin, or was approved by one; it goes when it is done."""
+
+    __tablename__ = "approvals"
+    __table_args__ = {"info": control_table("Acts that two people have to want")}  # noqa: RUF012 - SQLAlchemy's form
+
+    id: Mapped[uuid.UUID] = mapped_column(
+        Uuid, primary_key=True, default=uuid.uuid4, info=not_personal(_ID)
+    )
+    act: Mapped[str] = mapped_column(String(200), info=not_personal("method and path"))
+    request: Mapped[str] = mapped_column(
+        Encrypted(), info=not_personal("body of the request, of a day at most: hence encrypted")
+    )
+    requested_by: Mapped[str] = mapped_column(String(64), info=not_personal(_REFERENCE))
+    requested_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, info=not_personal(_WHEN))
+    approved_by: Mapped[str | None] = mapped_column(String(64), info=not_personal(_REFERENCE))
+    approved_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=not_personal(_WHEN))

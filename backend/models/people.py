@@ -6,7 +6,7 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import Column, ForeignKey, String, Table, Uuid, event
+from sqlalchemy import BigInteger, Column, ForeignKey, String, Table, Uuid, event
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.crypto.blind_index import BlindIndex, normalise_email, normalise_phone
@@ -37,7 +37,11 @@ IDENTITY_INDEXES = {Identity.EMAIL: EMAIL_INDEX, Identity.PHONE: PHONE_INDEX}
 
 
 class Role(StrEnum):
+    """Rights of an account; each of the others may what a user may with their own data."""
+
     USER = "user"
+    AUDITOR = "auditor"  # Reads records, nothing else.
+    OPERATOR = "operator"  # Runs backups and retention; sees nobody's data.
     ADMIN = "admin"
 
 
@@ -136,6 +140,51 @@ class User(Base):
         index=True,
         default=_phone_term,
         info=personal("user.contact.phone_number", exported=False, identity=Identity.PHONE),
+    )
+    totp_secret: Mapped[str | None] = mapped_column(
+        Encrypted(), info=personal("user.authorization.credentials", exported=False)
+    )
+    # The last 30 seconds of which a code was taken; None until the first one was.
+    totp_step: Mapped[int | None] = mapped_column(
+        BigInteger, info=personal("user.authorization.credentials", exported=False)
+    )
+
+
+class SignIn(Base):
+    """One sign-in, as long as it can be renewed; its access tokens name it."""
+
+    __tablename__ = "sign_ins"
+    __table_args__ = {  # noqa: RUF012 - SQLAlchemy's form
+        "info": owned_table(
+            by="user_id",
+            purpose="Keeping people signed in",
+            basis="contract (GDPR art. 6(1)(b))",
+            source="the person, at sign-in",
+            always_delete=True,
+            carried_over=True,
+        )
+    }
+
+    id: Mapped[uuid.UUID] = mapped_column(
+        Uuid, primary_key=True, default=uuid.uuid4, info=not_personal("random number")
+    )
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id"), index=True, info=not_personal("whose; goes with it")
+    )
+    token_digest: Mapped[str] = mapped_column(
+        String(64),
+        info=personal(
+            "user.authorization.credentials", OnErase.CONSTANT, constant="", exported=False
+        ),
+    )
+    signed_in_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, info=personal("user.behavior", OnErase.MONTH)
+    )
+    renewed_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, info=personal("user.behavior", OnErase.MONTH)
+    )
+    expires_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, index=True, info=not_personal("when the row may go")
     )
 
 

@@ -243,6 +243,10 @@ class AuditEvent(Base):
     detail: Mapped[str | None] = mapped_column(
         Encrypted(), info=not_personal("counts, ids, and an operator's words: hence encrypted")
     )
+    # None of events of before the chain; see `backend.crypto.chain`.
+    link: Mapped[str | None] = mapped_column(
+        String(64), info=not_personal("keyed digest of this event and the link before it")
+    )
 
 
 class JobStatus(StrEnum):

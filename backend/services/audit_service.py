@@ -11,8 +11,10 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backend.crypto import chain
 from backend.errors import SubjectNotFoundError
 from backend.models import AuditEvent, Role, User
+from backend.services.chain_service import SERVICE, get_chain_service
 from backend.services.reference_service import reference_to
 
 
@@ -43,6 +45,8 @@ class Actor:
 COMMAND_LINE: Final = Actor("command line", Role.ADMIN)
 SCHEDULER: Final = Actor("scheduler", Role.ADMIN)
 ANYONE: Final = Actor("anonymous", Role.USER)
+# Acts that were cut short, and are finished by a start or a restore.
+ITSELF: Final = Actor(SERVICE, Role.ADMIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +142,24 @@ class AuditService:
         **detail: object,
     ) -> None:
         """
-        Add one event.
+        Add one event; it is written with the session's commit, or the commit fails.
 
         Args:
             subject: `uid` of the person concerned, of which only a keyed reference is stored, or
                 that reference.
             detail: Counts and ids, never personal data.
         """
-        session.add(
-            AuditEvent(
-                at=datetime.now(UTC),
-                action=action,
-                outcome=outcome,
-                actor_ref=actor.ref(session),
-                subject_ref=reference_to(session, subject)
-                if isinstance(subject, UUID)
-                else subject,
-                request_id=actor.request_id,
-                detail=orjson.dumps(detail, default=str).decode() if detail else None,
-            )
+        values = chain.Event(
+            id=0,
+            at=datetime.now(UTC),
+            action=action,
+            outcome=outcome,
+            actor_ref=actor.ref(session),
+            subject_ref=reference_to(session, subject) if isinstance(subject, UUID) else subject,
+            request_id=actor.request_id,
+            detail=orjson.dumps(detail, default=str).decode() if detail else None,
         )
+        get_chain_service().add(session, values)
 
 
 @lru_cache(maxsize=1)

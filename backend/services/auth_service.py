@@ -1,90 +1,208 @@
-"""Accounts and sign-in: passwords, bearer tokens, sign-out."""
+"""Sign-in: passwords against tokens, tokens against who is asking, and their end."""
 
+import hashlib
+import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
+from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import bindparam, delete, exists, select, update
 from sqlalchemy.orm import Session
 
-from backend.crypto import bearer, passwords
-from backend.crypto.bearer import Claims
+from backend.crypto import bearer, one_time_codes, passwords
+from backend.crypto.bearer import Claims, TokenKeys
 from backend.db_utils import session_scope
-from backend.errors import (
-    ConfigurationError,
-    ConflictError,
-    ForbiddenError,
-    RefusedError,
-    SubjectNotFoundError,
-    UnauthenticatedError,
+from backend.errors import ConfigurationError, ForbiddenError, RefusedError, UnauthenticatedError
+from backend.models import RevokedToken, SignIn, User
+from backend.services.account_service import (
+    get_account_service,
+    hash_strong,
+    revoke,
+    token_lifetime,
 )
-from backend.models import RevokedToken, Role, User
-from backend.models.people import EMAIL_INDEX
 from backend.services.audit_service import ANYONE, Actor, get_audit_service
 from backend.services.encryption_service import read_secret, write_secret
 from backend.services.notice_service import get_notice_service
-from backend.settings import MAX_EMAIL_CHARS, MIN_JWT_SECRET_CHARS, get_settings, is_address
+from backend.services.throttle_service import get_throttle_service
+from backend.settings import MIN_JWT_SECRET_CHARS, get_settings
 
 log = structlog.get_logger(__name__)
 JWT_SECRET_FILE: Final = "jwt.secret"  # noqa: S105 - the name of a file
+_REFRESH_BYTES: Final = 32
+_REFRESH_TOKEN: Final = re.compile(r"([0-9a-f]{32})\.([A-Za-z0-9_-]{43})", re.ASCII)
+
+
+_users, _revoked = User.__table__, RevokedToken.__table__
+# Asked at every request, so built once, and past the mapper: nothing of it becomes an object.
+_BEARER: Final = select(
+    _users.c.uid, _users.c.role, _users.c.is_active, _users.c.tokens_valid_after
+).where(
+    _users.c.id == bindparam("user_id"),
+    ~exists().where(_revoked.c.token_id.in_((bindparam("token_id"), bindparam("sign_in_id")))),
+)
 
 
 class WrongPasswordError(UnauthenticatedError):
-    """Unknown address or wrong password: the same answer, in the same time."""
+    """Unknown address, wrong password or code: the same answer, in the same time."""
 
     code = "wrong_credentials"
 
 
+class WrongPresentPasswordError(RefusedError):
+    """Signed in, and the password that was to be changed is another one."""
+
+    code = "wrong_password"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a sign-in gives: a token that opens, and one that is worth the next two, once."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """Who a valid token belongs to, and when it ends."""
+    """Who a valid token belongs to, and of which sign-in it is."""
 
     actor: Actor
-    expires_at: datetime
+    sign_in: bearer.SignIn
 
 
 class AuthService:
     """Signs people in and says who a token belongs to."""
 
-    def sign_in(self, email: str, password: str, request_id: str | None) -> str:
+    def sign_in(
+        self,
+        email: str,
+        password: str,
+        code: str = "",
+        *,
+        address: str | None = None,
+        request_id: str | None = None,
+    ) -> Tokens:
         """
-        Return a bearer token.
+        Return tokens for a password and, where the account asks for it, a one-time code.
 
         Manages its own transactions: none is open while the password is hashed.
 
+        Args:
+            address: Of the caller, for throttling.
+
         Raises:
-            WrongPasswordError: Unknown, deactivated, or the wrong password.
+            WrongPasswordError: Unknown, deactivated, or the wrong password or code.
+            TooManyAttemptsError: Before anything was looked at.
         """
+        get_throttle_service().require_allowed(email, address)
         with session_scope(read_only=True) as session:
-            user = self._find(session, email)
+            user = get_account_service().find(session, email)
         stored = user.password_hash if user and user.is_active else None
-        if not passwords.verify_password(password, stored) or user is None:
+        matches = passwords.verify_password(password, stored)
+        step = _step(user, code)
+        if user is None or stored is None or not matches or step is _WRONG:
+            get_throttle_service().failed(email, address)
             with session_scope() as session:
                 # Whose account was tried is not known, so it is not said.
                 get_audit_service().record(
                     session, "sign_in", ANYONE.during(request_id), outcome="wrong_credentials"
                 )
-            raise WrongPasswordError("the e-mail or the password is wrong")
-        now = datetime.now(UTC)
-        actor = Actor("person", user.role, user.id, uid=user.uid)
+            raise _wrong()
+        changes: dict[str, Any] = {} if step is None else {"totp_step": step}
+        if passwords.is_outdated(stored):
+            changes["password_hash"] = passwords.hash_password(password)
         with session_scope() as session:
-            still_there = (
-                update(User)
-                .where(User.id == user.id, User.is_active)
-                .values(last_activity_at=now)
-                .returning(User.id)
+            tokens = self._begin(session, user, changes, request_id)
+        get_throttle_service().succeeded(email, address)
+        return tokens
+
+    def _begin(
+        self, session: Session, user: User, changes: dict[str, Any], request_id: str | None
+    ) -> Tokens:
+        """Begin a sign-in of *user*, unless what was verified has changed meanwhile."""
+        now = datetime.now(UTC)
+        same = User.is_active & (User.password_hash == user.password_hash)
+        if "totp_step" in changes:
+            # Of two who come with one code, one is let in.
+            same &= User.totp_step < changes["totp_step"]
+        # Retention or an erasure may have come while the password was hashed.
+        still_there = (
+            update(User)
+            .where(User.id == user.id, same)
+            .values(last_activity_at=now, **changes)
+            .returning(User.id)
+        )
+        if session.scalar(still_there) is None:
+            raise _wrong()
+        get_notice_service().cancel(session, user.id)
+        session.execute(delete(SignIn).where(SignIn.expires_at < now))
+        secret, name = secrets.token_urlsafe(_REFRESH_BYTES), uuid4()
+        session.add(
+            SignIn(
+                id=name,
+                user_id=user.id,
+                token_digest=_digest(secret),
+                signed_in_at=now,
+                renewed_at=now,
+                expires_at=now + timedelta(days=get_settings().refresh_token_days),
             )
-            # Retention or an erasure may have come while the password was hashed.
-            if session.scalar(still_there) is None:
-                raise WrongPasswordError("the e-mail or the password is wrong")
-            get_notice_service().cancel(session, user.id)
+        )
+        actor = Actor("person", user.role, user.id, uid=user.uid, request_id=request_id)
+        get_audit_service().record(session, "sign_in", actor, subject=user.uid)
+        return _tokens(bearer.SignIn(user.id, str(name), now), secret, now)
+
+    def renew(self, refresh_token: str, request_id: str | None = None) -> Tokens:
+        """
+        Return new tokens for a refresh token, which is used up by that.
+
+        A token that is used twice is in two hands: then the sign-in ends, whoever came first
+        (RFC 9700, 4.14.2). Manages its own transactions.
+
+        Raises:
+            UnauthenticatedError: It is none, used up, or of a sign-in that has ended.
+        """
+        parts = _REFRESH_TOKEN.fullmatch(refresh_token)
+        if parts is None:
+            raise _not_valid()
+        name, digest, now = UUID(parts[1]), _digest(parts[2]), datetime.now(UTC)
+        with session_scope(read_only=True) as session:
+            if session.get(SignIn, name) is None:
+                raise _not_valid()
+        with session_scope() as session:
+            secret = secrets.token_urlsafe(_REFRESH_BYTES)
+            renewed = session.execute(
+                update(SignIn)
+                .where(SignIn.id == name, SignIn.token_digest == digest, SignIn.expires_at > now)
+                .values(token_digest=_digest(secret), renewed_at=now)
+                .returning(SignIn.user_id, SignIn.signed_in_at)
+            ).one_or_none()
+            if renewed is None:
+                self._end_misused(session, name, request_id)
+            elif self._is_active_again(session, renewed.user_id, now):
+                sign_in = bearer.SignIn(renewed.user_id, str(name), renewed.signed_in_at)
+                return _tokens(sign_in, secret, now)
+        raise _not_valid()
+
+    def _is_active_again(self, session: Session, user_id: int, now: datetime) -> bool:
+        active = update(User).where(User.id == user_id, User.is_active)
+        found = session.scalar(active.values(last_activity_at=now).returning(User.id))
+        if found is not None:
+            get_notice_service().cancel(session, user_id)
+        return found is not None
+
+    def _end_misused(self, session: Session, name: UUID, request_id: str | None) -> None:
+        ended = session.scalar(delete(SignIn).where(SignIn.id == name).returning(SignIn.user_id))
+        if ended is not None:
+            log.warning("refresh_token_reused")
+            revoke(session, str(name))
             get_audit_service().record(
-                session, "sign_in", actor.during(request_id), subject=user.uid
-            )
-        return bearer.issue(user.id, secret=_secret(), lifetime=token_lifetime(), now=now)
+                session, "sign_in_renewed", ANYONE.during(request_id), outcome="token_reused",
+                subject=session.get_one(User, ended).uid,
+            )  # fmt: skip
 
     def authenticate(self, token: str, request_id: str | None) -> SignedIn:
         """
@@ -93,78 +211,69 @@ class AuthService:
         Raises:
             UnauthenticatedError: Invalid, revoked, or of an account that is gone.
         """
-        claims = bearer.verify(token, secret=_secret())
-        revoked = exists().where(RevokedToken.token_id == claims.token_id)
-        statement = select(User.uid, User.role, User.is_active, User.tokens_valid_after).where(
-            User.id == claims.user_id, ~revoked
-        )
+        claims = _keys().verify(token)
+        user_id = claims.sign_in.user_id
+        told = {
+            "user_id": user_id, "token_id": claims.token_id, "sign_in_id": claims.sign_in.id
+        }  # fmt: skip
         with session_scope(read_only=True) as session:
-            user = session.execute(statement).one_or_none()
+            user = session.execute(_BEARER, told).one_or_none()
         if user is None or not user.is_active or _is_older(claims, user.tokens_valid_after):
-            raise UnauthenticatedError("the bearer token is not valid")
-        actor = Actor(
-            "person", user.role, claims.user_id, claims.token_id, request_id, uid=user.uid
-        )
-        return SignedIn(actor, claims.expires_at)
+            raise _not_valid()
+        actor = Actor("person", user.role, user_id, claims.token_id, request_id, uid=user.uid)
+        return SignedIn(actor, claims.sign_in)
 
-    def sign_out(self, session: Session, actor: Actor, expires_at: datetime) -> None:
-        """Revoke the token that *actor* came with, until it would have ended."""
-        now = datetime.now(UTC)
-        session.execute(delete(RevokedToken).where(RevokedToken.expires_at < now))
-        if actor.token_id and session.get(RevokedToken, actor.token_id) is None:
-            session.add(RevokedToken(token_id=actor.token_id, expires_at=expires_at))
-        get_audit_service().record(session, "sign_out", actor)
+    def sign_out(self, session: Session, signed_in: SignedIn) -> None:
+        """End the sign-in that *signed_in* came with: all of its tokens are refused."""
+        name = signed_in.sign_in.id
+        session.execute(delete(SignIn).where(SignIn.id == UUID(name)))
+        revoke(session, name)
+        get_audit_service().record(session, "sign_out", signed_in.actor)
 
-    def create_user(
-        self, session: Session, email: str, password: str, actor: Actor, role: Role = Role.USER
-    ) -> User:
+    def sign_out_everywhere(self, session: Session, actor: Actor) -> None:
+        """End every sign-in of *actor*."""
+        get_account_service().end_sign_ins(session, session.get_one(User, actor.user_id))
+        get_audit_service().record(session, "sign_out_everywhere", actor, subject=actor.uid)
+
+    def change_password(
+        self, actor: Actor, present: str, password: str, address: str | None
+    ) -> None:
         """
-        Create an account.
+        Change one's own password; every sign-in ends, this one too.
+
+        Manages its own transactions: none is open while passwords are hashed.
 
         Raises:
-            RefusedError: No e-mail address, or a password that is too short or too long.
-            ConflictError: The address has an account.
+            WrongPresentPasswordError: *present* is not the password.
+            WeakPasswordError: *password* would be guessed.
+            TooManyAttemptsError: Before anything was looked at.
         """
-        if not is_address(email.strip()):
-            raise RefusedError("this is no e-mail address")
-        if self._find(session, email):
-            raise ConflictError("this e-mail address has an account already")
-        now = datetime.now(UTC)
-        user = User(
-            email=email.strip(),
-            password_hash=self._hash(password),
-            role=role,
-            created_at=now,
-            last_activity_at=now,
-        )
-        session.add(user)
-        session.flush()
-        get_audit_service().record(session, "user_created", actor, subject=user.uid, role=role)
-        return user
+        with session_scope(read_only=True) as session:
+            user = session.get_one(User, actor.user_id)
+        email, present_hash = user.email or "", user.password_hash
+        get_throttle_service().require_allowed(email, address)
+        if not passwords.verify_password(present, present_hash):
+            get_throttle_service().failed(email, address)
+            with session_scope() as session:
+                get_audit_service().record(
+                    session, "password_changed", actor, outcome="wrong_password", subject=user.uid
+                )
+            raise WrongPresentPasswordError("this is not the present password")
+        hashed = hash_strong(password, email)
+        with session_scope() as session:
+            # For writing: of two changes at once, the second one finds another password.
+            user = session.get_one(User, user.id, with_for_update=True)
+            if user.password_hash != present_hash:
+                raise WrongPresentPasswordError("this is not the present password")
+            get_account_service().replace_hash(session, user, hashed, actor)
 
-    def set_password(self, session: Session, email: str, password: str, actor: Actor) -> None:
-        """
-        Change a password; every token of the account ends.
-
-        Raises:
-            SubjectNotFoundError: No account has this address.
-        """
-        user = self._find(session, email)
-        if user is None:
-            raise SubjectNotFoundError("no account has this e-mail address")
-        user.password_hash = self._hash(password)
-        user.tokens_valid_after = datetime.now(UTC)
-        get_audit_service().record(session, "password_changed", actor, subject=user.uid)
-
-    def first_admin(self, session: Session, actor: Actor) -> tuple[str, str] | None:
-        """Create the first admin where there is none; return address and password, shown once."""
-        if session.scalar(select(func.count()).where(User.role == Role.ADMIN)):
-            return None
-        email, password = get_settings().admin_email, passwords.generate_password()
-        if self._find(session, email) is not None:
-            raise ConfigurationError("ADMIN_EMAIL: belongs to an account that is no admin's")
-        self.create_user(session, email, password, actor, Role.ADMIN)
-        return email, password
+    def record_denial(self, actor: Actor, err: ForbiddenError, act: str) -> None:
+        """Record that somebody signed in asked for what they may not; in its own transaction."""
+        with session_scope() as session:
+            whose = select(User.uid).where(User.id == err.subject_id)
+            get_audit_service().record(
+                session, "denied", actor, outcome=err.code, subject=session.scalar(whose), act=act
+            )
 
     def find_secret(self) -> str | None:
         """
@@ -190,32 +299,46 @@ class AuthService:
             path = get_settings().data_dir / JWT_SECRET_FILE
             if write_secret(path, secrets.token_urlsafe(48)):
                 log.warning("jwt_secret_generated", path=str(path))
-        _secret.cache_clear()
+        _keys.cache_clear()
 
-    def _find(self, session: Session, email: str) -> User | None:
-        # Lone surrogates cannot be encoded, and no address has a megabyte.
-        if len(email) > MAX_EMAIL_CHARS or not email.isprintable():
-            return None
-        return session.scalar(select(User).where(User.email_index.in_(EMAIL_INDEX.terms(email))))
 
-    def _hash(self, password: str) -> str:
-        if not passwords.MIN_CHARS <= len(password) <= passwords.MAX_CHARS:
-            raise RefusedError(
-                f"a password has {passwords.MIN_CHARS} to {passwords.MAX_CHARS} characters"
-            )
-        return passwords.hash_password(password)
+_WRONG: Final = -1
+
+
+def _step(user: User | None, code: str) -> int | None:
+    """Return the step of *code*, `None` where the account asks for none, and `_WRONG`."""
+    if user is None or user.totp_secret is None or user.totp_step is None:
+        return None
+    step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
+    return _WRONG if step is None or step <= user.totp_step else step
+
+
+def _tokens(sign_in: bearer.SignIn, secret: str, now: datetime) -> Tokens:
+    return Tokens(
+        _keys().issue(sign_in, lifetime=token_lifetime(), now=now),
+        f"{UUID(sign_in.id).hex}.{secret}",
+    )
+
+
+def _digest(secret: str) -> str:
+    # 256 random bits: nobody finds them by trying, so a fast digest is enough.
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _wrong() -> WrongPasswordError:
+    return WrongPasswordError("the e-mail, the password or the one-time code is wrong")
+
+
+def _not_valid() -> UnauthenticatedError:
+    return UnauthenticatedError("the bearer token is not valid")
 
 
 @lru_cache(maxsize=1)
-def _secret() -> str:
+def _keys() -> TokenKeys:
     secret = get_auth_service().find_secret()
     if secret is None:
         raise ConfigurationError("no secret for tokens is prepared yet")
-    return secret
-
-
-def token_lifetime() -> timedelta:
-    return timedelta(minutes=get_settings().access_token_minutes)
+    return TokenKeys(secret, get_settings().previous_token_secrets)
 
 
 def require_self_or_admin(actor: Actor, user_id: int) -> None:
@@ -226,7 +349,7 @@ def require_self_or_admin(actor: Actor, user_id: int) -> None:
         ForbiddenError: Neither; it does not say whether the person exists.
     """
     if not actor.is_admin and actor.user_id != user_id:
-        raise ForbiddenError("this is another person's data")
+        raise ForbiddenError("this is another person's data", user_id)
 
 
 def require_admin(actor: Actor) -> None:
@@ -239,8 +362,7 @@ def require_admin(actor: Actor) -> None:
 
 
 def _is_older(claims: Claims, valid_after: datetime | None) -> bool:
-    # Tokens carry whole seconds: one issued in the second of the change is older too.
-    return valid_after is not None and claims.issued_at <= valid_after
+    return valid_after is not None and claims.issued_at < valid_after
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import lru_cache
 from threading import Thread
@@ -24,6 +25,7 @@ from backend.backup.manifest import (
     stored_ids,
 )
 from backend.backup.pgbackrest.says import Kind
+from backend.backup.storage import Store
 from backend.db_utils import is_storable, session_scope
 from backend.errors import (
     BackupDamagedError,
@@ -44,6 +46,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
 from backend.services.certificate_service import get_certificate_service
+from backend.services.checkpoint_service import get_checkpoint_service, is_checkpoint
 from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.dump_service import get_dump_service
 from backend.services.ledger_service import get_ledger_service
@@ -107,6 +110,7 @@ class BackupService:
             self._finish(manifest, actor)
             self._look_at(manifest, actor)
             self._add_escrow(manifest, actor)
+            get_checkpoint_service().make_if_possible()
             self._copy()
             with session_scope(read_only=True) as session:
                 return session.get_one(BackupRecord, record.id)
@@ -160,7 +164,8 @@ class BackupService:
                     # Of what is known, its record and the log tell.
                     log.error("backup_thread_failed", error=type(err).__name__)
 
-        Thread(target=work, name="backup").start()
+        # With the request's id in what it logs.
+        Thread(target=copy_context().run, args=(work,), name="backup").start()
         return begun.result()
 
     def verify(self, backup_id: UUID, actor: Actor, *, progress: Progress = ignore) -> BackupRecord:
@@ -223,7 +228,7 @@ class BackupService:
     def _copy(self) -> Synced:
         with session_scope(read_only=True) as session:
             get_ledger_service().mirror(session)
-        return get_store_service().sync(_unsettled, get_ledger_service().is_ours)
+        return get_store_service().sync(_unsettled, _is_ours)
 
     def recover(self) -> int:
         """
@@ -314,6 +319,12 @@ class BackupService:
             get_audit_service().record(
                 session, "backup_verified", actor, outcome=failure or "done", backup=backup_id
             )
+
+
+def _is_ours(where: Store, name: str) -> bool:
+    if is_checkpoint(name):
+        return get_checkpoint_service().is_ours(where, name)
+    return get_ledger_service().is_ours(where, name)
 
 
 def _unsettled() -> set[str]:

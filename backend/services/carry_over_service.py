@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Executable, Integer, Text, cast, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from backend.models import DATA_MAP, DataConsent, Installation, User
+from backend.models import DATA_MAP, DataConsent, Installation, SignIn, User
 from backend.privacy.comparison import compare, windows
 from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
@@ -18,7 +18,9 @@ from backend.services.notice_service import get_notice_service
 _ROWS_PER_COPY: Final = 500
 _ROWS_PER_READ: Final = 1000
 _ACCOUNT: Final = DATA_MAP[User.__tablename__].table.c
-_OF_ACCOUNTS: Final = ("password_hash", "role", "is_active", "tokens_valid_after")
+_OF_ACCOUNTS: Final = (
+    "password_hash", "role", "is_active", "tokens_valid_after", "totp_secret", "totp_step",
+)  # fmt: skip
 
 
 class CarryOverService:
@@ -46,6 +48,8 @@ class CarryOverService:
         """
         ours, theirs = (s.scalars(select(Installation)).one() for s in (live, restored))
         if ours.id != theirs.id:
+            # Who has signed out since the backup is not known here: everybody signs in again.
+            restored.execute(delete(SignIn))
             return 0
         # A backup of before the first certificate has no key for them.
         theirs.signing_key = ours.signing_key

@@ -138,7 +138,7 @@ class ComplianceService:
             .where(AuditEvent.subject_ref == subject.ref, AuditEvent.action.in_(_REQUESTS))
             .order_by(AuditEvent.at, AuditEvent.id)
         )
-        return [dict(row) for row in session.execute(statement).mappings()]
+        return [row._asdict() for row in session.execute(statement)]
 
     def _terms(self, session: Session, user_id: int | None) -> Terms:
         settings = get_settings()

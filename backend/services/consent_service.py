@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Final
 from uuid import uuid4
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from backend.db_utils import session_scope
 from backend.errors import ForbiddenError, RefusedError
-from backend.models import DataConsent, LedgerKind
+from backend.models import DataConsent, LedgerKind, User
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.reference_service import reference_to
@@ -74,7 +75,7 @@ class ConsentService:
             raise ForbiddenError("consent for another person needs evidence of their own act")
         # Locked, so that two events of one person have an order.
         user = get_subject_service().require(session, user_id, lock=True)
-        last = session.scalar(_events(user_id).where(DataConsent.purpose == purpose).limit(1))
+        last = session.scalar(_LAST, {"user_id": user_id, "purpose": purpose})
         now = datetime.now(UTC)
         if last is not None and last.recorded_at >= now:
             # A clock set back must not let an older event be the newest.
@@ -102,6 +103,23 @@ class ConsentService:
         session.flush()
         return event
 
+    def show(self, actor: Actor, user_id: int) -> ConsentRecord:
+        """
+        Return a person's consent to *actor*; that somebody else has seen it is recorded.
+
+        Manages its own transaction.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+        """
+        own = actor.user_id == user_id
+        with session_scope(read_only=own) as session:
+            found = self.of(session, user_id)
+            if not own:
+                uid = session.scalar(select(User.uid).where(User.id == user_id))
+                get_audit_service().record(session, "consent_read", actor, subject=uid)
+        return found
+
     def of(self, session: Session, user_id: int) -> ConsentRecord:
         """
         Return a person's consent; a purpose without an event is not granted.
@@ -109,7 +127,7 @@ class ConsentService:
         Raises:
             SubjectNotFoundError: Nobody has this id.
         """
-        history = list(session.scalars(_events(user_id)))
+        history = list(session.scalars(_EVENTS, {"user_id": user_id}))
         if not history:
             get_subject_service().require(session, user_id)
         states = {purpose: ConsentState() for purpose in get_settings().purposes}
@@ -123,12 +141,13 @@ class ConsentService:
         return ConsentRecord(user_id, states, history)
 
 
-def _events(user_id: int) -> Any:
-    return (
-        select(DataConsent)
-        .where(DataConsent.user_id == user_id)
-        .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
-    )
+# Built once: reading consent is what applications ask for most.
+_EVENTS: Final = (
+    select(DataConsent)
+    .where(DataConsent.user_id == bindparam("user_id"))
+    .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
+)
+_LAST: Final = _EVENTS.where(DataConsent.purpose == bindparam("purpose")).limit(1)
 
 
 @lru_cache(maxsize=1)

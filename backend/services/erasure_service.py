@@ -39,7 +39,7 @@ from backend.privacy.old_values import old_values
 from backend.privacy.scan import scan
 from backend.privacy.steps import ConstraintError, IncompleteErasureError, Outcome
 from backend.privacy.words import OldValue, Words
-from backend.services.audit_service import Actor, get_audit_service
+from backend.services.audit_service import ITSELF, Actor, get_audit_service
 from backend.services.certificate_service import get_certificate_service
 from backend.services.ledger_service import MODES, get_ledger_service
 from backend.services.mention_service import get_mention_service
@@ -226,6 +226,10 @@ class ErasureService:
     ) -> None:
         record = _record(entry, ErasureStatus.COMPLETE, statement)
         session.add(record)
+        get_audit_service().record(
+            session, "erasure", ITSELF, outcome="applied_again",
+            subject=entry.subject_ref, mode=MODES[entry.kind], erasure=entry.id,
+        )  # fmt: skip
         get_certificate_service().issue(session, record, None, state="applied_again")
 
     def _plan(self, session: Session, subject: Subject, mode: EraseMode) -> ErasurePlan:

@@ -25,7 +25,7 @@ from backend.crypto.values import Scope
 from backend.errors import BackupDamagedError, ConflictError, HoldfastError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.declarations import EraseMode
-from backend.services.audit_service import Actor
+from backend.services.audit_service import ITSELF, Actor, get_audit_service
 from backend.services.reference_service import reference_to
 from backend.services.store_service import get_store_service, store, stores
 
@@ -212,6 +212,10 @@ class LedgerService:
                 recorded_at=entry.recorded_at,
             )
         )
+        get_audit_service().record(
+            session, "consent", ITSELF, outcome="applied_again",
+            subject=entry.subject_ref, purpose=entry.purpose, granted=False,
+        )  # fmt: skip
         return True
 
 

@@ -158,7 +158,7 @@ class PolicyService:
             NotFoundError: No table has this data type.
         """
         if data_type not in DATA_MAP.by_data_type:
-            raise NotFoundError(f"no data type is called {data_type}")
+            raise NotFoundError(f"data_type is one of {', '.join(sorted(DATA_MAP.by_data_type))}")
         rows = session.scalars(
             select(PolicyVersion)
             .where(PolicyVersion.data_type == data_type)

@@ -34,6 +34,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.certificate_service import get_certificate_service
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.store_service import get_store_service, store
 from backend.settings import get_settings
@@ -159,6 +160,7 @@ class PruningService:
             removed, failed = _remove_all(going + _remains(before))
             forgotten = sum(each.forget_previous(before) for each in databases())
             get_store_service().forget_notes(before)
+            get_checkpoint_service().forget(before)
             with session_scope() as session:
                 for backup_id in removed:
                     _forget(session, backup_id)

@@ -48,6 +48,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.carry_over_service import get_carry_over_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
@@ -57,6 +58,7 @@ from backend.services.restored import Origin, Reapplied, Restored
 from backend.services.retention_service import get_retention_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
+from backend.services.trail_service import get_trail_service
 from backend.services.transfer_service import Progress, ignore
 
 log = structlog.get_logger(__name__)
@@ -246,6 +248,7 @@ class RestoreService:
             get_encryption_service().check(restored)
             get_encryption_service().note_primary(restored)
             consents = get_carry_over_service().carry_over(live, restored)
+            get_trail_service().resume(live, restored, actor)
             if origin.manifest is not None:
                 # When it was taken, its own record was still running.
                 restored.merge(record_of(origin.manifest))
@@ -333,6 +336,8 @@ def _recorded(
     for restored in done:
         outcome = "dry_run" if dry_run else "beside" if restored.target else "done"
         _record(actor, restored.backup_id, outcome, restored)
+        if outcome == "done":
+            get_checkpoint_service().make_if_possible()
 
 
 def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restored | None) -> None:

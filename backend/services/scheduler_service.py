@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
@@ -31,6 +32,7 @@ from backend.services.audit_service import SCHEDULER
 from backend.services.backup_service import get_backup_service
 from backend.services.brake_service import BrakeError
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.hold_service import get_hold_service
 from backend.services.job_times import last_due, next_due
 from backend.services.pruning_service import get_pruning_service
@@ -97,7 +99,7 @@ class SchedulerService:
             Job("backup", _backup_time, run_alone=_back_up),
             Job("backup_proof", _backup_time, run_alone=_prove_backups),
             Job("backup_expiry", _retention_time, run_alone=_expire_backups),
-            Job("watch", _retention_time, run=_watch),
+            Job("watch", _retention_time, run=_watch, run_alone=_check_in),
         )
 
     def start(self) -> None:
@@ -186,11 +188,19 @@ class SchedulerService:
             log.error("scheduler_tick_failed", error=type(err).__name__)
 
     def _run_if_due(self, job: Job, due_at: datetime, now: datetime) -> bool:
-        if not self._claim(job.name, due_at, now):
-            return False
-        log.info("job_started", job=job.name, due_at=due_at.isoformat())
+        # All that is logged meanwhile, here or in a thread of the work, names the run.
+        with structlog.contextvars.bound_contextvars(job=job.name, run_id=secrets.token_hex(8)):
+            if not self._claim(job.name, due_at, now):
+                return False
+            self._run(job, due_at, now)
+        return True
+
+    def _run(self, job: Job, due_at: datetime, now: datetime) -> None:
+        log.info("job_started", due_at=due_at.isoformat())
         finished = threading.Event()
-        heart = threading.Thread(target=self._beat, args=(job.name, due_at, finished), daemon=True)
+        heart = threading.Thread(
+            target=copy_context().run, args=(self._beat, job.name, due_at, finished), daemon=True
+        )
         heart.start()
         try:
             if job.run_alone is not None:
@@ -202,31 +212,30 @@ class SchedulerService:
                 self._settle(session, job.name, due_at, JobStatus.DONE, None)
         except BrakeError as err:
             # It has raised its own alerts; trying again would change nothing.
-            log.warning("job_needs_confirmation", job=job.name)
+            log.warning("job_needs_confirmation")
             with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, err.code, final=True)
         except ConflictError as err:
             # A backup or restore is running elsewhere: that is no failed attempt.
-            log.info("job_waits", job=job.name)
+            log.info("job_waits")
             with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, err.code, counts=False)
                 if now - due_at > _LATE:
                     get_alert_service().raise_alert(session, AlertKind.JOB_LATE, job.name, err.code)
         except LeaseLostError:
             # Undone whole: whoever took the job over does it, and writes how it ended.
-            log.warning("job_lost", job=job.name)
+            log.warning("job_lost")
         except Exception as err:  # noqa: BLE001 - the edge of the job: logged, kept, tried again
             code = err.code if isinstance(err, HoldfastError) else type(err).__name__
-            log.error("job_failed", job=job.name, code=code)
+            log.error("job_failed", code=code)
             with suppress(LeaseLostError), session_scope() as session:
                 self._settle(session, job.name, due_at, JobStatus.FAILED, code)
                 get_alert_service().raise_alert(session, AlertKind.JOB_FAILED, job.name, code[:64])
         else:
-            log.info("job_done", job=job.name)
+            log.info("job_done")
         finally:
             finished.set()
             heart.join(timeout=_STOP_SECONDS)
-        return True
 
     def _claim(self, job: str, due_at: datetime, now: datetime) -> bool:
         """Take the run, if it is free; exactly one process gets True."""
@@ -315,7 +324,7 @@ class SchedulerService:
                     session.execute(self._mine(job, due_at).values(lease_until=extended))
             except (SQLAlchemyError, HoldfastError) as err:
                 # On SQLite the job's own transaction keeps others out, and so the lease safe.
-                log.warning("heartbeat_failed", job=job, error=type(err).__name__)
+                log.warning("heartbeat_failed", error=type(err).__name__)
 
     def _mine(self, job: str, due_at: datetime) -> Any:
         return update(JobRun).where(
@@ -341,6 +350,10 @@ def _watch(session: Session) -> None:
     proven = get_catalogue_service().age(session).newest_proven or known_since
     if proven is not None and proven < now - _PROVEN_WITHIN:
         get_alert_service().raise_alert(session, AlertKind.BACKUP_UNPROVEN, "backup", "unproven")
+
+
+def _check_in() -> None:
+    get_checkpoint_service().make_if_possible()
 
 
 def _expire_backups() -> object:

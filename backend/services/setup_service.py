@@ -15,9 +15,12 @@ from backend.db_utils import database_may_exist, get_engine, session_scope, use_
 from backend.errors import ConfigurationError, ConflictError, UnavailableError
 from backend.folders import make_private_folder, may_be_folder
 from backend.models import EncryptionKey, Installation
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
+from backend.services.chain_service import get_chain_service
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.cluster_service import is_known, recover_cluster
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
@@ -66,10 +69,14 @@ class SetupService:
                 session.add(
                     Installation(created_at=datetime.now(UTC), reference_key=new_reference_key())
                 )
-            admin = get_auth_service().first_admin(session, COMMAND_LINE)
+            admin = get_account_service().first_admin(session, COMMAND_LINE)
+            get_chain_service().begin(session)
         if migrated:
             get_rotation_service().index_missing(None)
         self.recover()
+        # A store that does not answer was waited for once.
+        if not self._recovery_due:
+            get_checkpoint_service().make_if_possible()
         return Prepared(migrated, admin)
 
     def open(self) -> None:

@@ -11,10 +11,10 @@ import io
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -54,7 +54,10 @@ _ID: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # A folder may hold other things, and those are nobody's to carry elsewhere.
 _OURS: Final = re.compile(
     rf"{_ID}\.(hfb|key|manifest\.json|gone\.json|zst\.gpg)|ledger-{_ID}\.enc|pgbackrest\.enc"
+    r"|audit-[0-9a-f]{16}-[0-9]{16,19}-[0-9a-f]{16}\.json"
 )
+# Of these each must be one that we have made, by its own seal or signature.
+_SIGNED: Final = ("ledger-", "audit-")
 
 _other_address: ContextVar[StoreAddress | None] = ContextVar("other_address", default=None)
 
@@ -79,7 +82,9 @@ class StoreService:
         """Have a small new object copied everywhere; what fails is copied by the next `sync`."""
         for address in addresses()[1:]:
             # Nobody waits for a store that is far away, or does not answer.
-            Thread(target=self._put_copy, args=(name, store(), address)).start()
+            copy = partial(self._put_copy, name, store(), address)
+            # With the request's id in what it logs.
+            Thread(target=copy_context().run, args=(copy,)).start()
 
     def _put_copy(self, name: str, source: Store, address: StoreAddress) -> None:
         try:
@@ -126,7 +131,7 @@ class StoreService:
     def sync(
         self,
         unsettled: Callable[[], Collection[str]] = tuple,
-        is_entry: Callable[[Store, str], bool] = lambda _store, _name: True,
+        is_ours: Callable[[Store, str], bool] = lambda _store, _name: True,
     ) -> Synced:
         """
         Make all stores hold the same: what any has, but for backups that we deleted ourselves.
@@ -137,12 +142,12 @@ class StoreService:
         Args:
             unsettled: Says which objects are of acts that may still be taken back, when it is
                 asked: they stay where they are.
-            is_entry: Whether an object that a copy has is an entry of our ledger.
+            is_ours: Whether an object that a copy has is an entry of our ledger, or a checkpoint.
         """
         done = Synced()
         for address in addresses()[1:]:
             try:
-                _sync(addresses()[0], address, unsettled, is_entry, done)
+                _sync(addresses()[0], address, unsettled, is_ours, done)
             except HoldfastError as err:
                 log.warning("sync_failed", store=address.url, code=err.code)
                 done.failed.append(address.url)
@@ -157,7 +162,7 @@ def _sync(
     first_at: StoreAddress,
     copy_at: StoreAddress,
     unsettled: Callable[[], Collection[str]],
-    is_entry: Callable[[Store, str], bool],
+    is_ours: Callable[[Store, str], bool],
     done: Synced,
 ) -> None:
     first, copy = open_store(first_at), open_store(copy_at)
@@ -170,8 +175,8 @@ def _sync(
         whole = set(stored_ids(source)) - gone
         for name in sorted(filter(_OURS.fullmatch, missing), key=_manifests_last):
             # Whoever can write into a copy must not stop us with what we cannot open.
-            if source is copy and name.startswith("ledger-") and not is_entry(copy, name):
-                log.warning("not_copied", object=name, code="no_entry_of_ours")
+            if source is copy and name.startswith(_SIGNED) and not is_ours(copy, name):
+                log.warning("not_copied", object=name, code="not_of_ours")
                 continue
             # What a killed process left of a backup is none, and must not spread.
             if is_part(name) and name.split(".")[0] not in whole:
@@ -274,6 +279,11 @@ def claimed_by_backups() -> dict[str, set[str]]:
         for backup_id, key_ids in claimed_keys(where).items():
             claimed.setdefault(backup_id, set()).update(key_ids)
     return claimed
+
+
+def is_elsewhere() -> bool:
+    """Say whether this context works with another store than the installation's own."""
+    return _other_address.get() is not None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import lru_cache
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.db_utils import session_scope
 from backend.errors import (
     ConflictError,
     LegalHoldError,
@@ -18,6 +19,7 @@ from backend.errors import (
 from backend.models import DATA_MAP, IDENTITY_INDEXES, Role, User
 from backend.privacy.declarations import Identity
 from backend.privacy.walk import Subjects, mentioned
+from backend.services.audit_service import Actor, get_audit_service
 from backend.services.hold_service import get_hold_service
 from backend.services.reference_service import reference_to, reference_to_address
 
@@ -119,6 +121,22 @@ class SubjectService:
         if not any(self.mentions(session, subject)):
             raise SubjectNotFoundError(f"nobody here has this {identity}")
         return subject
+
+    def look_up(self, actor: Actor, who: Who) -> tuple[Subject, list[str]]:
+        """
+        Find the person for *actor*, and the tables that name them; it is recorded who was found.
+
+        Manages its own transactions: no writer waits while the tables are read.
+
+        Raises:
+            HoldfastError: As `find`.
+        """
+        with session_scope(read_only=True) as session:
+            subject = self.find(session, who)
+            named_in = list(self.mentions(session, subject))
+        with session_scope() as session:
+            get_audit_service().record(session, "find", actor, subject=subject.ref)
+        return subject, named_in
 
     def mentions(self, session: Session, subject: Subject) -> Iterator[str]:
         """Yield the tables in which somebody else's row names the person."""

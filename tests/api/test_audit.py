@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, User
@@ -125,3 +125,62 @@ def test_the_command_line_says_the_same(
     assert (shown["id"], shown["actor_ref"]) == (asked["id"], asked["actor_ref"])
     assert run("audit", "list", "--user-id", "999999").code == 2
     assert run("audit", "list", "--since", "yesterday").code == 2
+
+
+def test_whoever_looks_at_anothers_consents_or_finds_them_is_recorded(
+    client: TestClient, service: Service, sign_in: SignIn, admin: Headers, run: Run
+) -> None:
+    jane, joe = service.user(JANE), service.user(JOE)
+    path = f"/security/data/consent/{jane}"
+    # People may look at their own as often as they like.
+    assert client.get(path, headers=sign_in(JANE)).status_code == 200
+    assert client.get(path, headers=sign_in(JOE)).status_code == 403
+    assert client.get(f"/security/data/consent/{joe}", headers=admin).status_code == 200
+    assert ask(client, admin, user_id=jane, outcome="done") == []
+    assert client.get(path, headers=admin).status_code == 200
+    body = {"email": JANE.upper()}
+    assert client.post("/security/data/find", json=body, headers=admin).status_code == 200
+    assert run("consent", str(jane)).code == 0
+    assert run("find", stdin=f"{JANE}\n").code == 0
+    seen = ask(client, admin, user_id=jane, outcome="done")
+    assert [(one["action"], one["actor_ref"]) for one in seen] == [
+        ("find", "command line"), ("consent_read", "command line"),
+        ("find", ref(1)), ("consent_read", ref(1)), ("audit_read", ref(1)),
+    ]  # fmt: skip
+    assert JANE not in str(ask(client, admin, limit=500)).lower()
+
+
+def test_whom_nobody_knows_leaves_no_trace_of_a_reading(
+    client: TestClient, service: Service, admin: Headers
+) -> None:
+    for user_id in (999, 1):
+        client.get(f"/security/data/consent/{user_id}", headers=admin)
+    body = {"email": "nobody@example.com"}
+    assert client.post("/security/data/find", json=body, headers=admin).status_code == 404
+    assert ask(client, admin, action="consent_read") == ask(client, admin, action="find") == []
+
+
+def test_the_trail_is_checked_over_http_and_on_the_command_line(
+    client: TestClient, service: Service, admin: Headers, run: Run
+) -> None:
+    assert run("audit", "checkpoint").code == 0
+    answer = client.get("/security/audit/verify", headers=admin)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["status"], answer.json()["breaks"]) == ("ok", [])
+    shown = run("audit", "verify", "--json")
+    assert (shown.code, shown.json["status"]) == (0, "ok")
+    assert run("audit", "checkpoint", "--json").json["event"] == shown.json["last"] + 1
+    assert run("audit", "checkpoint", "--json").json["event"] is None
+    with session_scope() as session:
+        session.execute(update(AuditEvent).where(AuditEvent.id == 2).values(outcome="denied"))
+    found = client.get("/security/audit/verify", headers=admin).json()
+    assert found["status"] == "broken"
+    assert found["breaks"] == [
+        {"kind": "edited", "event_id": 2, "detail": "is not what was recorded"}
+    ]
+    shown = run("audit", "verify")
+    assert shown.code == 1
+    assert "warning: edited: event 2 is not what was recorded" in shown.err
+    checks = ask(client, admin, action="audit_verified")
+    assert [one["outcome"] for one in checks] == ["broken", "broken", "ok", "ok"]
+    assert checks[0]["detail"]["breaks"] == ["edited 2"]

@@ -10,11 +10,11 @@ from fastapi.testclient import TestClient
 from jose import jwt
 from sqlalchemy import select
 
-from backend.crypto.bearer import AUDIENCE, ISSUER, TOKEN_TYPE
+from backend.crypto.bearer import AUDIENCE, ISSUER, TOKEN_TYPE, TokenKeys
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, RevokedToken, User
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service
 from tests.conftest import JWT_SECRET, PASSWORD, Service, SignIn
 
 JANE: Final = "jane@example.com"
@@ -30,6 +30,20 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+HEADER: Final = {"alg": "HS256", "typ": TOKEN_TYPE, "kid": TokenKeys(JWT_SECRET).key_id}
+
+
+@pytest.fixture
+def sign_in(client: TestClient) -> SignIn:
+    """Sign in as people do."""
+
+    def header(email: str) -> dict[str, str]:
+        answer = client.post("/auth/token", data={"username": email, "password": PASSWORD})
+        return bearer(answer.json()["access_token"])
+
+    return header
+
+
 def forged(
     *,
     secret: str = JWT_SECRET,
@@ -40,18 +54,19 @@ def forged(
     """A token as we issue it for the admin, but for *claims*."""
     now = int(datetime.now(UTC).timestamp())
     ours: dict[str, object] = {
-        "sub": "1", "iss": ISSUER, "aud": AUDIENCE, "jti": "x" * 22,
+        "sub": "1", "iss": ISSUER, "aud": AUDIENCE, "jti": "x" * 22, "sid": "y" * 22,
+        "auth_time": now,
         "iat": now, "nbf": now, "exp": now + 600,
     }  # fmt: skip
     kept = {name: value for name, value in (ours | claims).items() if name != without}
-    headers = {"typ": TOKEN_TYPE} if header is None else header
+    headers = HEADER if header is None else header
     return jwt.encode(kept, secret, algorithm="HS256", headers=headers)
 
 
 def unsigned() -> str:
     """A token of the algorithm `none`."""
     _, claims, _ = forged().split(".")
-    head = json.dumps({"alg": "none", "typ": TOKEN_TYPE}).encode()
+    head = json.dumps(HEADER | {"alg": "none"}).encode()
     return f"{base64.urlsafe_b64encode(head).decode().rstrip('=')}.{claims}."
 
 
@@ -124,6 +139,7 @@ def test_a_token_that_was_signed_out_is_refused_and_others_go_on(
         (revoked,) = session.scalars(select(RevokedToken)).all()
     # Never the token itself: whoever reads the table could use it until it is revoked.
     assert revoked.token_id not in first["Authorization"]
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_a_deactivated_account_is_signed_out_at_once(
@@ -143,7 +159,7 @@ def test_a_new_password_ends_every_token(
     service.user(JANE)
     headers = sign_in(JANE)
     with session_scope() as session:
-        get_auth_service().set_password(session, JANE, "another good password", COMMAND_LINE)
+        get_account_service().set_password(session, JANE, "another good password", COMMAND_LINE)
     assert client.get("/auth/me", headers=headers).status_code == 401
     form = {"username": JANE, "password": PASSWORD}
     assert client.post("/auth/token", data=form).status_code == 401
@@ -172,7 +188,8 @@ def test_our_own_token_is_accepted_and_each_altered_one_refused_alike(client: Te
         forged(exp=int((now - timedelta(minutes=1)).timestamp())),
         forged(iat=int((now + timedelta(hours=1)).timestamp())),
         forged(nbf=int((now + timedelta(hours=1)).timestamp())),
-        *(forged(without=claim) for claim in ("exp", "iat", "nbf", "sub", "aud", "iss", "jti")),
+        *(forged(without=claim) for claim in ("exp", "iat", "nbf", "sub", "aud", "iss")),
+        *(forged(without=claim) for claim in ("jti", "sid", "auth_time")),
         forged(aud="another-api"),
         forged(aud=[AUDIENCE, "another-api"]),
         forged(iss="somebody"),
@@ -181,8 +198,9 @@ def test_our_own_token_is_accepted_and_each_altered_one_refused_alike(client: Te
         forged(sub="٣"),
         forged(sub="9" * 30),
         forged(sub=1),
-        forged(header={"typ": "JWT"}),
-        forged(header={"typ": TOKEN_TYPE, "crit": "exp"}),
+        forged(header=HEADER | {"typ": "JWT"}),
+        forged(header=HEADER | {"crit": "exp"}),
+        forged(header=HEADER | {"kid": "0" * 16}),
         f"{first}.{second}.{third}=",
         f"{first}.{second}.{third[:-1]}",
         f"{first}.{second}.",
@@ -194,6 +212,7 @@ def test_our_own_token_is_accepted_and_each_altered_one_refused_alike(client: Te
         tokens, 401
     )
     assert {answer.json()["code"] for answer in answers} == {"unauthenticated"}
+    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
     # The empty one is none at all; the rest must not tell which check they failed.
     assert len({answer.json()["detail"] for answer in answers[1:]}) == 1
 
@@ -209,4 +228,4 @@ def test_a_token_under_another_scheme_is_none(
 
 def test_a_token_in_the_address_does_not_count(client: TestClient, admin: dict[str, str]) -> None:
     token = admin["Authorization"].removeprefix("Bearer ")
-    assert client.get(f"/auth/me?access_token={token}").status_code == 401
+    assert client.get(f"/auth/me?access_token={token}").status_code in {401, 422}

@@ -19,7 +19,14 @@ PROBLEM: Final = "application/problem+json"
 METHODS: Final = {"get", "put", "post", "delete", "patch"}
 # Who is let in, by the contract's table: everybody, and everybody with a token.
 OPEN: Final = {"/auth/token", "/healthz", "/readyz", "/metrics"}
-ANY_SIGNED_IN: Final = {"/auth/me", "/auth/logout"}
+ANY_SIGNED_IN: Final = {
+    "/auth/me",
+    "/auth/logout",
+    "/auth/logout/everywhere",
+    "/auth/password",
+    "/auth/codes",
+    "/auth/codes/confirm",
+}
 # These name a person or a backup in the body.
 BY_ID: Final = {
     "/security/data/find",

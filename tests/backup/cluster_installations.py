@@ -16,8 +16,8 @@ from sqlalchemy import select, update
 from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import dispose_engine, session_scope
 from backend.models import Booking, User
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.sample_service import get_sample_service
 from backend.services.setup_service import get_setup_service
@@ -84,7 +84,7 @@ def prepared_installation() -> Installation:
         made.enter(monkeypatch)
         get_setup_service().prepare()
         with session_scope() as session:
-            get_auth_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
+            get_account_service().set_password(session, ADMIN, PASSWORD, COMMAND_LINE)
             session.get_one(User, 1).tokens_valid_after = None
             get_sample_service().load(session, COMMAND_LINE, count=BOOKINGS, guests=5)
         # A restore would do it, and with numbers that nobody can foresee.

@@ -25,6 +25,7 @@ from backend.services.archive_service import exclusive, get_archive_service, liv
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.checkpoint_service import is_checkpoint
 from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
@@ -46,7 +47,9 @@ def _listed() -> list[BackupRecord]:
 
 
 def _stored(service: Service) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (service.folder / "backups").glob("*")}
+    """What is stored of backups."""
+    found = (service.folder / "backups").glob("*")
+    return {path.name: path.read_bytes() for path in found if not is_checkpoint(path.name)}
 
 
 def _counts(session: Session) -> dict[str, int]:

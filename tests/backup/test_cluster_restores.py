@@ -17,6 +17,7 @@ from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import session_scope
 from backend.errors import BackupDamagedError
 from backend.models import AuditEvent, BackupRecord, BackupStatus
+from backend.services.account_service import get_account_service
 from backend.services.archive_service import database_for, get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import get_auth_service
@@ -57,13 +58,13 @@ def test_every_promise_made_since_is_kept(installation: Installation) -> None:
     consent(3, granted=False)
     erase(2)
     with session_scope() as session:
-        get_auth_service().set_password(session, ADMIN, password, COMMAND_LINE)
+        get_account_service().set_password(session, ADMIN, password, COMMAND_LINE)
     restored = restore(installation.backups[Kind.INCR])
     assert hotels() == {"in incr"}
     assert not is_there(2)
     assert not has_consent(3)
     assert (restored.reapplied.erasures, restored.reapplied.consents) == (1, 1)
-    assert get_auth_service().sign_in(ADMIN, password, None)
+    assert get_auth_service().sign_in(ADMIN, password)
     events, records = _control_rows()
     assert events[: len(before[0])] == before[0]
     assert events[-2:] == ["restore", "sign_in"]

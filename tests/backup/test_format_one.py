@@ -141,7 +141,7 @@ def test_it_restores_and_is_brought_to_the_schema_of_today(old: Service) -> None
         for table in ("users", "bookings", "companions", "invoice_lines", "data_consents"):
             rows = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608 - names from here
             assert rows == manifest.tables[table]
-    get_auth_service().sign_in(ADMIN, PASSWORD, None)
+    get_auth_service().sign_in(ADMIN, PASSWORD)
 
 
 def test_it_is_still_there_after_the_start_that_follows_its_restore(old: Service) -> None:
@@ -184,7 +184,7 @@ def test_it_is_given_to_another_key_and_the_old_one_can_go(
     _restore()
     assert _words() == WORDS
     _use_keys(monkeypatch, OTHER_KEY)
-    get_auth_service().sign_in(ADMIN, PASSWORD, None)
+    get_auth_service().sign_in(ADMIN, PASSWORD)
 
 
 def test_a_rotation_that_was_cut_between_its_two_writes_leaves_it_whole(

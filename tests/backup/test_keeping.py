@@ -14,6 +14,7 @@ from backend.models import AuditEvent, BackupRecord, BackupStatus
 from backend.privacy.declarations import EraseMode
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.catalogue_service import get_catalogue_service
+from backend.services.checkpoint_service import is_checkpoint
 from backend.services.compliance_service import get_compliance_service
 from backend.services.pruning_service import Verdict, get_pruning_service
 from backend.services.restore_service import get_restore_service
@@ -37,7 +38,7 @@ def reasons(now: datetime | None = None) -> dict[UUID, tuple[bool, str]]:
 
 def files(service: Service) -> dict[str, bytes]:
     found = sorted((service.folder / "backups").iterdir())
-    return {path.name: path.read_bytes() for path in found}
+    return {path.name: path.read_bytes() for path in found if not is_checkpoint(path.name)}
 
 
 def test_without_rules_nothing_goes_but_by_age(sqlite_service: Service, now: datetime) -> None:

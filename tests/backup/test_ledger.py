@@ -18,8 +18,8 @@ from backend.errors import HoldfastError, LegalHoldError
 from backend.models import DataConsent, LedgerEntry, LedgerKind, User
 from backend.privacy.declarations import EraseMode
 from backend.privacy.steps import ConstraintError
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE, Actor
-from backend.services.auth_service import get_auth_service
 from backend.services.consent_service import get_consent_service
 from backend.services.ledger_service import _SCOPE, Replayed, get_ledger_service
 from backend.services.reference_service import reference_to
@@ -332,7 +332,7 @@ def test_promises_made_under_an_older_key_are_kept(
     assert restored.reapplied.erasures == 1
     assert not is_there(jane)
     with session_scope(read_only=True) as session:
-        assert get_auth_service()._find(session, JANE) is None
+        assert get_account_service().find(session, JANE) is None
 
 
 @pytest.fixture

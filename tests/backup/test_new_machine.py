@@ -109,7 +109,7 @@ def _assert_is_back(lost: Lost) -> None:
         assert session.scalar(select(func.count()).select_from(Feedback)) == 1
         assert session.scalar(select(func.count()).select_from(User)) == 2
     assert not has_consent(lost.joe)
-    get_auth_service().sign_in(ADMIN, PASSWORD, None)
+    get_auth_service().sign_in(ADMIN, PASSWORD)
 
 
 def test_one_command_brings_a_lost_machine_back_with_every_promise_kept(

@@ -22,8 +22,8 @@ from backend.models import (
 )
 from backend.privacy.declarations import EraseMode
 from backend.privacy.periods import Period
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.consent_service import get_consent_service
 from backend.services.policy_service import get_policy_service
@@ -177,7 +177,7 @@ def test_sessions_ended_and_passwords_changed_since_stay_so(
     backup_id = client.post("/security/backup/create", headers=admin).json()["id"]
     assert client.post("/auth/logout", headers=tokens["jane"]).status_code in {200, 204}
     with session_scope() as session:
-        get_auth_service().set_password(session, JANE, "a new long password", COMMAND_LINE)
+        get_account_service().set_password(session, JANE, "a new long password", COMMAND_LINE)
         session.get_one(User, joe).role = Role.USER
         session.get_one(User, gone).is_active = False
     late = service.user("late@example.com")
@@ -294,6 +294,6 @@ def test_the_old_database_is_kept_whole_and_can_be_used(
     try:
         assert dump() == before
         with session_scope() as session:
-            get_auth_service().set_password(session, ADMIN, "another password", COMMAND_LINE)
+            get_account_service().set_password(session, ADMIN, "another password", COMMAND_LINE)
     finally:
         get_engine().dispose()

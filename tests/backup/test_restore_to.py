@@ -85,7 +85,7 @@ def test_it_is_the_backup_with_every_promise_kept_and_the_live_database_stays(
     with session_scope(read_only=True) as session:
         assert session.get_one(User, joe).full_name == "Joe"
         assert session.scalar(select(func.count()).select_from(DataConsent)) == 2
-    get_auth_service().sign_in(ADMIN, PASSWORD, None)
+    get_auth_service().sign_in(ADMIN, PASSWORD)
 
 
 @pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])

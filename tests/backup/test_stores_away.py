@@ -59,7 +59,9 @@ def test_a_backup_that_is_made_while_a_copy_is_away_is_complete_and_copied_by_th
     # Else what was logged stands before the command's answer.
     capsys.readouterr()
     synced = run("backup", "sync", "--json").json
-    assert (synced["copied"], synced["removed"], synced["failed"]) == (3, 0, [])
+    assert (synced["removed"], synced["failed"]) == (0, [])
+    # The checkpoint of the audit trail has a thread of its own that copies it, if it was late.
+    assert synced["copied"] in {3, 4}
     assert are_alike(folders)
     assert run("backup", "sync", "--json").json["copied"] == 0
 

@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from jose import jwt
 
 from backend.crypto import bearer
-from backend.crypto.bearer import Claims
+from backend.crypto.bearer import Claims, SignIn, TokenKeys
 from backend.errors import UnauthenticatedError
 from tests.conftest import JWT_SECRET
 
 NOW: Final = datetime.now(UTC).replace(microsecond=0)
 SECOND: Final = int(NOW.timestamp())
-HEADER: Final = {"alg": "HS256", "typ": "at+jwt"}
+KEYS: Final = TokenKeys(JWT_SECRET)
+HEADER: Final[dict[str, Any]] = {"alg": "HS256", "typ": "at+jwt", "kid": KEYS.key_id}
+SIGN_IN: Final = SignIn(7, "a-sign-in", NOW)
 CLAIMS: Final[dict[str, Any]] = {
     "sub": "7",
     "iss": "holdfast",
@@ -33,6 +35,8 @@ CLAIMS: Final[dict[str, Any]] = {
     "nbf": SECOND,
     "exp": SECOND + 1800,
     "jti": "a-random-number",
+    "sid": "a-sign-in",
+    "auth_time": SECOND,
 }
 
 
@@ -58,7 +62,7 @@ def raw(header: bytes, claims: bytes) -> str:
 
 def refused(text: str) -> None:
     with pytest.raises(UnauthenticatedError) as refusal:
-        bearer.verify(text, secret=JWT_SECRET)
+        KEYS.verify(text)
     assert type(refusal.value) is UnauthenticatedError
     assert refusal.value.detail == "the bearer token is not valid"
     assert refusal.value.extra == {}
@@ -67,18 +71,18 @@ def refused(text: str) -> None:
 
 
 def test_an_issued_token_passes_and_says_whose_it_is() -> None:
-    text = bearer.issue(7, secret=JWT_SECRET, lifetime=timedelta(minutes=30), now=NOW)
-    claims = bearer.verify(text, secret=JWT_SECRET)
-    assert (claims.user_id, claims.issued_at) == (7, NOW)
+    text = KEYS.issue(SIGN_IN, lifetime=timedelta(minutes=30), now=NOW)
+    claims = KEYS.verify(text)
+    assert (claims.sign_in, claims.issued_at) == (SIGN_IN, NOW)
     assert claims.expires_at == NOW + timedelta(minutes=30)
-    again = bearer.issue(7, secret=JWT_SECRET, lifetime=timedelta(minutes=30), now=NOW)
-    assert bearer.verify(again, secret=JWT_SECRET).token_id != claims.token_id
+    again = KEYS.issue(SIGN_IN, lifetime=timedelta(minutes=30), now=NOW)
+    assert KEYS.verify(again).token_id != claims.token_id
     assert len(claims.token_id) >= 20
 
 
 def test_a_token_made_by_hand_passes_so_each_refusal_below_has_one_reason() -> None:
-    assert bearer.verify(token(), secret=JWT_SECRET) == Claims(
-        7, "a-random-number", NOW, NOW + timedelta(minutes=30)
+    assert KEYS.verify(token()) == Claims(
+        SIGN_IN, "a-random-number", NOW, NOW + timedelta(minutes=30)
     )
     assert len(token(sub="1" + "0" * 17)) < bearer.MAX_TOKEN_CHARS
 
@@ -115,6 +119,13 @@ def test_a_token_without_one_of_the_claims_is_refused(claim: str) -> None:
         ("jti", ""),
         ("jti", 7),
         ("jti", ["a"]),
+        ("sid", ""),
+        ("sid", 7),
+        ("sid", ["a"]),
+        ("auth_time", str(SECOND)),
+        ("auth_time", float(SECOND)),
+        ("auth_time", True),
+        ("auth_time", 10**30),
         ("exp", str(SECOND + 1800)),
         ("exp", SECOND + 1800.5),
         ("exp", True),
@@ -141,7 +152,7 @@ def test_a_token_passes_between_its_times_only_give_or_take_seconds() -> None:
     # The suite may have been imported a minute ago.
     second = int(datetime.now(UTC).timestamp())
     for passes in ({"exp": second - 1}, {"nbf": second + 2}, {"iat": second + 2}):
-        bearer.verify(token(**passes), secret=JWT_SECRET)
+        KEYS.verify(token(**passes))
     for late_or_early in (
         {"exp": second - 60},
         {"exp": 0},
@@ -157,14 +168,20 @@ def test_a_token_passes_between_its_times_only_give_or_take_seconds() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        {"alg": "HS256"},
-        {"alg": "HS256", "typ": "JWT"},
-        {"alg": "HS256", "typ": "AT+JWT"},
-        {"alg": "HS256", "typ": ["at+jwt"]},
-        {"alg": "hs256", "typ": "at+jwt"},
-        {"alg": "none", "typ": "at+jwt"},
-        {"alg": None, "typ": "at+jwt"},
-        {"typ": "at+jwt"},
+        {name: HEADER[name] for name in ("alg", "kid")},
+        {name: HEADER[name] for name in ("typ", "kid")},
+        {name: HEADER[name] for name in ("alg", "typ")},
+        HEADER | {"typ": "JWT"},
+        HEADER | {"typ": "AT+JWT"},
+        HEADER | {"typ": ["at+jwt"]},
+        HEADER | {"alg": "hs256"},
+        HEADER | {"alg": "none"},
+        HEADER | {"alg": None},
+        HEADER | {"kid": HEADER["kid"].upper() + " "},
+        HEADER | {"kid": [HEADER["kid"]]},
+        HEADER | {"kid": None},
+        HEADER | {"kid": 7},
+        HEADER | {"kid": "0" * 16},
         HEADER | {"crit": ["exp"]},
         HEADER | {"crit": []},
         HEADER | {"kid": "../../dev/null"},
@@ -182,14 +199,16 @@ def test_any_other_header_is_refused_although_the_signature_is_right(header: obj
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
 def test_another_algorithm_is_refused_though_the_secret_is_known(algorithm: str) -> None:
-    refused(jwt.encode(CLAIMS, JWT_SECRET, algorithm=algorithm, headers={"typ": "at+jwt"}))
+    refused(
+        jwt.encode(CLAIMS, JWT_SECRET, algorithm=algorithm, headers=HEADER | {"alg": algorithm})
+    )
     head, body = (b64(json.dumps(part).encode()) for part in (HEADER, CLAIMS))
     refused(sign(head, body, digest=algorithm.replace("HS", "sha")))
 
 
 def test_a_token_without_a_signature_or_of_another_key_is_refused() -> None:
     head, body, signature = token().split(".")
-    none = b64(json.dumps({"alg": "none", "typ": "at+jwt"}).encode())
+    none = b64(json.dumps(HEADER | {"alg": "none"}).encode())
     for text in (f"{none}.{body}.", f"{none}.{body}.{signature}", f"{head}.{body}."):
         refused(text)
     refused(sign(head, body, secret=JWT_SECRET + "x"))
@@ -197,7 +216,7 @@ def test_a_token_without_a_signature_or_of_another_key_is_refused() -> None:
     refused(f"{head}.{body}.{b64(hashlib.sha256(f'{head}.{body}'.encode()).digest())}")
     key = rsa.generate_private_key(65537, 2048)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    refused(jwt.encode(CLAIMS, pem, algorithm="RS256", headers={"typ": "at+jwt"}))
+    refused(jwt.encode(CLAIMS, pem, algorithm="RS256", headers=HEADER | {"alg": "RS256"}))
 
 
 def test_a_changed_part_is_refused() -> None:
@@ -248,7 +267,7 @@ def test_a_header_or_body_nested_so_deep_that_json_gives_up_is_refused() -> None
 
 def test_a_token_longer_than_the_limit_is_refused_and_one_below_it_passes() -> None:
     room = bearer.MAX_TOKEN_CHARS - len(token(extra=""))
-    bearer.verify(token(extra="x" * (room * 3 // 4 - 4)), secret=JWT_SECRET)
+    KEYS.verify(token(extra="x" * (room * 3 // 4 - 4)))
     refused(token(extra="x" * room))
     refused("A" * 10_000_000)
 
@@ -293,3 +312,33 @@ def test_over_http_every_refusal_is_the_same_401(client: TestClient, admin: dict
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         answers.add((answer.status_code, body["code"], body["detail"], len(body)))
     assert answers == {(401, "unauthenticated", "the bearer token is not valid", 6)}
+
+
+def test_a_key_that_was_replaced_still_opens_and_signs_nothing_and_a_third_opens_nothing() -> None:
+    old, new, third = (
+        TokenKeys("o1d" * 20),
+        TokenKeys("n3w" * 20, ["o1d" * 20]),
+        TokenKeys("x" * 40),
+    )
+    lifetime = timedelta(minutes=5)
+    before, after = (keys.issue(SIGN_IN, lifetime=lifetime, now=NOW) for keys in (old, new))
+    assert new.verify(before).sign_in == new.verify(after).sign_in == SIGN_IN
+    assert len({old.key_id, new.key_id, third.key_id}) == 3
+    for keys, text in ((old, after), (third, before), (third, after)):
+        with pytest.raises(UnauthenticatedError):
+            keys.verify(text)
+
+
+def test_a_token_that_names_another_key_of_the_list_than_signed_it_is_refused() -> None:
+    keys = TokenKeys("n3w" * 20, ["o1d" * 20])
+    old = TokenKeys("o1d" * 20)
+    head = b64(json.dumps(HEADER | {"kid": old.key_id}).encode())
+    body = b64(json.dumps(CLAIMS).encode())
+    assert keys.verify(sign(head, body, secret="o1d" * 20)).sign_in == SIGN_IN
+    with pytest.raises(UnauthenticatedError):
+        keys.verify(sign(head, body, secret="n3w" * 20))
+
+
+def test_the_keys_do_not_print() -> None:
+    assert JWT_SECRET not in repr(KEYS)
+    assert KEYS.key_id in repr(KEYS)

@@ -1,17 +1,28 @@
 """Passwords: slow hashes of one strength, few at a time, and no hint who has an account."""
 
 import base64
+import os
+import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from argon2.low_level import Type, hash_secret_raw
+from passlib.hash import argon2
 
 from backend.crypto import passwords
-from backend.crypto.passwords import generate_password, hash_password, verify_password
+from backend.crypto.passwords import (
+    WeakPasswordError,
+    generate_password,
+    hash_password,
+    require_strong,
+    verify_password,
+)
 from backend.db_utils import session_scope
 from backend.errors import RefusedError
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.auth_service import WrongPasswordError, get_auth_service
 from tests.conftest import PASSWORD, Service
@@ -86,16 +97,49 @@ def test_an_account_of_no_hash_opens_with_no_password_not_even_the_dummys() -> N
         assert not verify_password(password, None)
 
 
-def test_two_hashes_are_computed_at_once_and_a_third_waits() -> None:
+def test_half_of_the_cores_hash_at_once_and_the_next_one_waits() -> None:
+    assert max(1, (os.cpu_count() or 2) // 2) == passwords.AT_ONCE
     with ThreadPoolExecutor(1) as pool:
-        with passwords._SLOTS:
-            # One place is taken: another is free.
-            assert pool.submit(verify_password, PASSWORD, STORED).result(timeout=10)
-        with passwords._SLOTS, passwords._SLOTS:
-            waiting = [pool.submit(verify_password, PASSWORD, STORED)]
+        with ExitStack() as taken:
+            for _ in range(passwords.AT_ONCE):
+                taken.enter_context(passwords._SLOTS)
+            waiting = pool.submit(verify_password, PASSWORD, STORED)
             time.sleep(0.3)
-            assert not waiting[0].done()
-        assert waiting[0].result(timeout=10)
+            assert not waiting.done()
+        assert waiting.result(timeout=10)
+
+
+def test_a_hash_of_less_cost_is_outdated_and_one_of_todays_is_not() -> None:
+    assert not passwords.is_outdated(STORED)
+    assert passwords.is_outdated(argon2.using(type="ID", memory_cost=8192).hash(PASSWORD))
+
+
+@pytest.mark.parametrize(
+    "weak",
+    [
+        "passwordpassword", "Password1234!", "123456789012", "qwertyuiopasdf", "aaaaaaaaaaaaaaaa",
+        "iloveyou12345", "x" * 64, "letmein" * 100, "holdfast-2026!", "Ursula2026!!",
+        "ursula.example.com", "EXAMPLE-Ursula-99", "x" * 11, "",
+    ],
+)  # fmt: skip
+def test_a_password_that_many_use_or_that_says_whose_it_is_is_refused(weak: str) -> None:
+    with pytest.raises(WeakPasswordError) as refusal:
+        require_strong(weak, ("ursula@example.com", "holdfast"))
+    assert weak == "" or weak not in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    "strong",
+    [
+        PASSWORD,
+        "four unrelated grey herons",
+        "Ursula eats seven herons",
+        "k7#Qz!m2Vx@9",
+        "zwölf grüne Reiher 🔒 im Nebel",
+    ],
+)
+def test_a_password_of_unrelated_words_or_letters_is_taken(strong: str) -> None:
+    require_strong(strong, ("ursula@example.com", "holdfast"))
 
 
 def test_many_at_once_are_all_answered() -> None:
@@ -129,15 +173,16 @@ def test_an_account_is_not_made_with_a_password_too_short_or_too_long(
 ) -> None:
     words = "a password has 12 to 1024 characters"
     with pytest.raises(RefusedError, match=words), session_scope() as session:
-        get_auth_service().create_user(session, "eve@example.com", "x" * characters, COMMAND_LINE)
+        get_account_service().create(session, "eve@example.com", "x" * characters, COMMAND_LINE)
     with pytest.raises(WrongPasswordError):
-        get_auth_service().sign_in("eve@example.com", "x" * characters, None)
+        get_auth_service().sign_in("eve@example.com", "x" * characters)
 
 
 @pytest.mark.parametrize("characters", [passwords.MIN_CHARS, passwords.MAX_CHARS])
 def test_an_account_signs_in_with_a_password_at_the_edge(
     sqlite_service: Service, characters: int
 ) -> None:
+    password = secrets.token_hex(characters // 2)
     with session_scope() as session:
-        get_auth_service().create_user(session, "eve@example.com", "x" * characters, COMMAND_LINE)
-    assert get_auth_service().sign_in("eve@example.com", "x" * characters, None)
+        get_account_service().create(session, "eve@example.com", password, COMMAND_LINE)
+    assert get_auth_service().sign_in("eve@example.com", password)

@@ -11,8 +11,8 @@ from sqlalchemy import select, text
 from backend.crypto.references import new_reference_key, reference
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, Installation, User
+from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
-from backend.services.auth_service import get_auth_service
 from backend.services.reference_service import reference_to
 from backend.services.setup_service import get_setup_service
 from tests.conftest import PASSWORD, Service
@@ -55,9 +55,7 @@ def test_an_installation_has_a_key_of_its_own_which_lies_sealed(sqlite_service: 
 def test_the_audit_trail_names_people_by_their_reference_only(service: Service) -> None:
     with session_scope() as session:
         eve, joe = (
-            get_auth_service()
-            .create_user(session, f"{name}@example.com", PASSWORD, COMMAND_LINE)
-            .id
+            get_account_service().create(session, f"{name}@example.com", PASSWORD, COMMAND_LINE).id
             for name in ("eve", "joe")
         )
     with session_scope(read_only=True) as session:

@@ -156,6 +156,13 @@ def plant(letter: str, now: datetime | None = None) -> Person:
         )
         for age in (INSIDE, PAST):
             _plant_stay(planter, now - age)
+        planter.row(
+            "sign_ins",
+            user_id=person.id,
+            signed_in_at=now - timedelta(days=3),
+            renewed_at=now - timedelta(days=1),
+            expires_at=now + timedelta(days=11),
+        )
         for granted in (True, False):
             planter.row(
                 "data_consents",
@@ -298,7 +305,7 @@ def keys_of(raw: Dump, user_id: int) -> Keys:
     """The keys of a person's rows, found through the links as the database holds them."""
     keys: Keys = {"users": {(user_id,)}}
     for table in ("bookings", "payments", "invoices", "feedback", "data_consents", "legal_holds",
-                  "queued_erasures", "inactivity_notices"):  # fmt: skip
+                  "queued_erasures", "inactivity_notices", "sign_ins"):  # fmt: skip
         keys[table] = {key for key, row in raw[table].items() if row["user_id"] == user_id}
     keys["invoice_lines"] = {
         key for key, row in raw["invoice_lines"].items() if (row["invoice_id"],) in keys["invoices"]

@@ -134,9 +134,9 @@ def test_signing_in_cancels_ones_own_notice_only(service: Service) -> None:
     joe = service.user("joe@example.com", last_activity_at=LONG_AGO)
     retire(NOW)
     with pytest.raises(WrongPasswordError):
-        get_auth_service().sign_in("jane@example.com", "not the password", None)
+        get_auth_service().sign_in("jane@example.com", "not the password")
     assert set(queued()) == {jane, joe}
-    get_auth_service().sign_in("jane@example.com", PASSWORD, None)
+    get_auth_service().sign_in("jane@example.com", PASSWORD)
     assert set(queued()) == {joe}
     retire(NOW + DAYS)
     assert (there(jane), there(joe)) == (True, False)
@@ -278,7 +278,7 @@ def test_somebody_made_anonymous_is_signed_out_and_cannot_sign_in(
     assert client.get(me, headers=mine).status_code == 401
     assert client.get(me, headers=theirs).status_code == 403
     with pytest.raises(WrongPasswordError):
-        get_auth_service().sign_in("jane@example.com", PASSWORD, None)
+        get_auth_service().sign_in("jane@example.com", PASSWORD)
 
 
 @told

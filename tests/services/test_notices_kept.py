@@ -66,7 +66,7 @@ def test_a_restore_does_not_bring_back_a_notice_that_was_cancelled(service: Serv
     joe = service.user("joe@example.com", last_activity_at=LONG_AGO)
     retire(NOW)
     backup_id = back_up()
-    get_auth_service().sign_in("jane@example.com", PASSWORD, None)
+    get_auth_service().sign_in("jane@example.com", PASSWORD)
     restore(backup_id)
     assert set(queued()) == {joe}
 
@@ -214,7 +214,7 @@ def test_signing_in_while_one_goes_leaves_no_trace_and_gives_no_token(
 
     monkeypatch.setattr(passwords, "verify_password", slowly)
     with pytest.raises(UnauthenticatedError):
-        get_auth_service().sign_in("jane@example.com", PASSWORD, None)
+        get_auth_service().sign_in("jane@example.com", PASSWORD)
     with session_scope(read_only=True) as session:
         row = session.get_one(User, jane)
         assert (row.anonymized_at is None, row.last_activity_at) == (False, None)
@@ -226,7 +226,7 @@ def test_whoever_is_active_after_the_plan_is_not_taken_by_its_run(service: Servi
     retire(NOW)
     planned = get_retention_service().apply(COMMAND_LINE, dry_run=True, now=NOW + DAYS)
     assert planned.affected == 2
-    get_auth_service().sign_in("jane@example.com", PASSWORD, None)
+    get_auth_service().sign_in("jane@example.com", PASSWORD)
     retire(NOW + DAYS)
     assert (there(jane), there(joe)) == (True, False)
     with session_scope(read_only=True) as session:

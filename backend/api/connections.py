@@ -1,0 +1,93 @@
+"""Connections: the head of a request is bounded in size and time, which uvicorn leaves open."""
+
+import asyncio
+import json
+import secrets
+from http import HTTPStatus
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backend.api.problems import MEDIA_TYPE, problem_body
+from backend.errors import (
+    HeadTooLargeError,
+    HoldfastError,
+    MalformedRequestError,
+    RequestTimeoutError,
+)
+
+# More than any browser, token and path need together.
+MAX_HEAD_BYTES: Final = 32 * 1024
+HEAD_SECONDS: Final = 10.0
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """
+    A connection that is given up when a request's head is too long, or is not there in time.
+
+    Without it one caller could fill the memory with a header that never ends, and a few could hold
+    every connection there may be by sending a byte now and then.
+    """
+
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._give_up(HeadTooLargeError("send shorter headers"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def send_400_response(self, _msg: str) -> None:
+        self._give_up(MalformedRequestError("this is not HTTP/1.1"))
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_bytes = 0
+            late = RequestTimeoutError("the headers did not arrive in time")
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up, late)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self, err: HoldfastError) -> None:
+        self._head_arrived()
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            # Another answer must not be taken for a part of the one that is being sent.
+            self.transport.close()
+            return
+        request_id = secrets.token_hex(8)
+        body = json.dumps(problem_body(err, request_id)).encode()
+        lines = (
+            f"HTTP/1.1 {err.status} {HTTPStatus(err.status).phrase}",
+            f"Content-Type: {MEDIA_TYPE}",
+            f"Content-Length: {len(body)}",
+            f"X-Request-ID: {request_id}",
+            "X-Content-Type-Options: nosniff",
+            "Cache-Control: no-store",
+            "Connection: close",
+        )
+        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        self.transport.close()

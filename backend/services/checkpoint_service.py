@@ -1,0 +1,208 @@
+"""
+Checkpoints of the audit trail beside the backups: what the database cannot take back.
+
+One small object each, `audit-CHAIN-EVENT-LINK.json`, in every store. Whoever cuts the trail's end
+off, or puts the whole database back, leaves a checkpoint of what is not there any more.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.backup.storage import Store
+from backend.backup.stores import StoreAddress, open_store
+from backend.crypto.chain import ChainKeys
+from backend.crypto.checkpoints import (
+    MAX_BYTES,
+    Checkpoint,
+    CheckpointRefusedError,
+    ForeignCheckpointError,
+    read_checkpoint,
+)
+from backend.crypto.signing import public_key_of
+from backend.db_utils import session_scope
+from backend.errors import BackupDamagedError, ConflictError, HoldfastError, NotFoundError
+from backend.services.chain_service import get_chain_service
+from backend.services.reference_service import chain_keys_of
+from backend.services.store_service import (
+    addresses,
+    get_store_service,
+    is_elsewhere,
+    store,
+)
+
+log = structlog.get_logger(__name__)
+_PREFIX: Final = "audit-"
+_SUFFIX: Final = ".json"
+_NUMBER: Final = re.compile("[0-9]{16,19}", re.ASCII)
+
+
+class Wrong(NamedTuple):
+    """An object that is no checkpoint of ours."""
+
+    event_id: int
+    name: str
+    store: str
+    foreign: bool
+
+
+@dataclass(slots=True)
+class Known:
+    """
+    What the stores say of one trail.
+
+    Attributes:
+        good: The checkpoints that we have signed, by digest.
+        wrong: Objects under the trail's names that it did not make: where they lie, and whether
+            another key has signed them.
+        silent: Stores that do not answer.
+    """
+
+    good: dict[str, Checkpoint] = field(default_factory=dict)
+    wrong: list[Wrong] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Checkpoint | None:
+        return max(self.good.values(), key=lambda each: each.at, default=None)
+
+    def missing(self) -> Iterator[Mapping[str, Any]]:
+        """
+        Yield what checkpoints say of ones before them that are gone, while older ones are there.
+
+        Age takes the oldest first; and they are not missed, for later ones say as much.
+        """
+        oldest = min((each.at for each in self.good.values()), default=None)
+        for each in self.good.values():
+            before = each.previous
+            if before is None or oldest is None or before["digest"] in self.good:
+                continue
+            if datetime.fromisoformat(before["at"]) > oldest:
+                yield before
+
+
+class CheckpointService:
+    """Makes checkpoints, and reads them."""
+
+    def make(self) -> Checkpoint | None:
+        """
+        Sign how the trail ends now, in every store; `None` if the newest checkpoint says it.
+
+        Raises:
+            UnavailableError: The first store does not answer, or cannot be written.
+        """
+        with session_scope(read_only=True) as session:
+            keys, head = chain_keys_of(session), get_chain_service().head(session)
+        if head is None or head.link is None:
+            return None
+        newest = _read_store(addresses()[0], keys, Known()).newest
+        now, previous = datetime.now(UTC), None
+        if newest is not None:
+            if (newest.event_id, newest.link) == (head.id, head.link):
+                return None
+            # Also by a clock that was set back, it comes after the one before.
+            now = max(now, newest.at + timedelta(microseconds=1))
+            previous = newest.reference()
+        made = Checkpoint(keys.chain_id, head.id, head.link, now, previous)
+        # Another process may have been as fast.
+        with suppress(ConflictError), store().create(_name(made)) as file:
+            file.write(made.document(keys.signing))
+        get_store_service().put_copies(_name(made))
+        return made
+
+    def make_if_possible(self) -> None:
+        """Make one after an act that must not fail for it: the next one makes up for it."""
+        # Another store may be of an installation that goes on with the same trail.
+        if is_elsewhere():
+            return
+        try:
+            self.make()
+        except (HoldfastError, SQLAlchemyError) as err:
+            code = err.code if isinstance(err, HoldfastError) else type(err).__name__
+            log.error("checkpoint_not_made", code=code)
+
+    def known(self, keys: ChainKeys) -> Known:
+        """Read what all stores say of the trail that has these *keys*."""
+        known = Known()
+        for address in addresses():
+            try:
+                _read_store(address, keys, known)
+            except HoldfastError as err:
+                log.warning("checkpoints_not_read", store=address.url, code=err.code)
+                known.silent.append(address.url)
+        return known
+
+    def is_ours(self, where: Store, name: str) -> bool:
+        """Whether an object is a checkpoint that we have signed, under its own name."""
+        with session_scope(read_only=True) as session:
+            keys = chain_keys_of(session)
+        try:
+            _read(where, name, keys)
+        except HoldfastError:
+            return False
+        return True
+
+    def forget(self, before: datetime) -> None:
+        """Delete the checkpoints of before *before* in every store, but the newest of each."""
+        with session_scope(read_only=True) as session:
+            keys = chain_keys_of(session)
+        for address in addresses():
+            try:
+                found = _read_store(address, keys, Known()).good.values()
+                # The oldest first: cut short, this leaves no gap.
+                for each in sorted(found, key=lambda each: each.at)[:-1]:
+                    if each.at < before:
+                        open_store(address).delete(_name(each))
+            except HoldfastError as err:
+                log.warning("checkpoints_not_deleted", store=address.url, code=err.code)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Say whether an object has the name of a checkpoint, whoever's."""
+    return name.startswith(_PREFIX)
+
+
+def _read_store(address: StoreAddress, keys: ChainKeys, known: Known) -> Known:
+    where = open_store(address)
+    for name in where.names(f"{_PREFIX}{keys.chain_id}-", _SUFFIX):
+        try:
+            found = _read(where, name, keys)
+        except NotFoundError:
+            # Deleted for its age meanwhile.
+            continue
+        except (CheckpointRefusedError, BackupDamagedError) as err:
+            foreign = isinstance(err, ForeignCheckpointError)
+            known.wrong.append(Wrong(_event_id(name), name, address.url, foreign))
+        else:
+            known.good[found.digest] = found
+    return known
+
+
+def _read(where: Store, name: str, keys: ChainKeys) -> Checkpoint:
+    document = where.read(name, MAX_BYTES + 1)
+    found = read_checkpoint(document, public_key_of(keys.signing))
+    if _name(found) != name:
+        raise CheckpointRefusedError("another checkpoint lies under this name")
+    return found
+
+
+def _name(made: Checkpoint) -> str:
+    return f"{_PREFIX}{made.chain_id}-{made.event_id:016}-{made.link[:16]}{_SUFFIX}"
+
+
+def _event_id(name: str) -> int:
+    """Return what a name tells, which anybody may have given: 0 for nothing."""
+    told = name.removesuffix(_SUFFIX).split("-")[2:3]
+    return int(told[0]) if told and _NUMBER.fullmatch(told[0]) else 0
+
+
+@lru_cache(maxsize=1)
+def get_checkpoint_service() -> CheckpointService:
+    return CheckpointService()

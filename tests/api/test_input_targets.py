@@ -1,0 +1,87 @@
+"""Paths and queries are read strictly, too: each parameter is described and given once."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.conftest import Service
+
+# Put into what is sent; it must not come back.
+CANARY: Final = "Kanarienvogel"
+Headers = dict[str, str]
+
+
+@pytest.fixture
+def service(sqlite_service: Service) -> Service:
+    """What is refused before the database does not depend on the engine."""
+    return sqlite_service
+
+
+def queries(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every path that is read, and a query that it describes."""
+    for path, methods in document["paths"].items():
+        for parameter in methods.get("get", {}).get("parameters", ()):
+            if parameter["in"] == "query":
+                yield path, parameter["name"]
+
+
+def test_a_query_parameter_that_is_not_described_is_refused_everywhere(
+    client: TestClient, admin: Headers
+) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    read = [path for path, methods in paths.items() if "get" in methods and "{" not in path]
+    assert len(read) >= 15
+    for path in read:
+        for query in (f"{CANARY}=1", f"{CANARY}", "user.role=admin", "limit%00=1"):
+            answer = client.get(f"{path}?{query}", headers=admin)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), path
+            assert CANARY not in answer.text
+        assert client.get(f"{path}?", headers=admin).status_code == 200
+
+
+def test_a_query_parameter_given_twice_is_refused(client: TestClient, admin: Headers) -> None:
+    described = list(queries(client.get("/openapi.json").json()))
+    assert len(described) >= 12
+    for path, name in described:
+        answer = client.get(f"{path}?{name}=1&{name}=1", headers=admin)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), path
+        assert "twice" in answer.json()["detail"]
+    assert client.get("/security/retention/logs?limit=1", headers=admin).status_code == 200
+
+
+def test_every_page_has_a_bound(client: TestClient, admin: Headers) -> None:
+    """However many rows there are, an answer holds a bounded number of them."""
+    document = client.get("/openapi.json").json()
+    limits = [
+        parameter["schema"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for parameter in operation.get("parameters", ())
+        if re.search("limit|size|count|page", parameter["name"])
+    ]
+    assert len(limits) >= 3
+    assert all(0 < schema["maximum"] <= 500 and schema["minimum"] == 1 for schema in limits)
+
+
+@pytest.mark.parametrize("odd", ["%00", "a%00b", "%ed%a0%80", "%ff", "%0d%0aX-A:%20b", "%"])
+def test_odd_bytes_in_paths_and_queries_are_refused_or_find_nothing(
+    client: TestClient, admin: Headers, odd: str
+) -> None:
+    paths = [
+        f"/{odd}", f"/static/{odd}", f"/security/holds/{odd}", f"/security/data/consent/{odd}",
+        f"/security/retention/policies/{odd}/versions",
+    ]  # fmt: skip
+    for path in paths:
+        answer = client.get(path, headers=admin)
+        assert answer.status_code in {404, 422}, path
+        if "%00" in odd and path.startswith("/security/"):
+            assert answer.status_code == 422, path
+        assert answer.headers["content-type"] == "application/problem+json", path
+    for path, name in queries(client.get("/openapi.json").json()):
+        answer = client.get(f"{path}?{name}={odd}", headers=admin)
+        assert answer.status_code in {200, 422}, (path, name)
+        if "%00" in odd:
+            assert answer.status_code == 422, (path, name)
