@@ -85,6 +85,8 @@ def create_app() -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        # A redirect would be to whatever host the caller names.
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     for module in _ROUTERS:

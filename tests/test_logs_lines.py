@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from backend.logs import MAX_VALUE_CHARS
 from backend.settings import AppEnv
 from tests.logged import logged
-from tests.test_main import ROOT
+from tests.test_main import ROOT, environment
 
 CANARY: Final = "Kanarienvogel"
 # A line break of each kind, what a terminal obeys, what turns the reading around, half a pair.
@@ -94,8 +93,7 @@ def test_of_what_a_library_says_only_the_first_line_is_logged() -> None:
 
 STRAYS: Final = f"""
 import asyncio, gc, logging, threading, warnings
-from backend.logs import configure_logs, log_what_nobody_catches
-from backend.settings import load_settings
+import main
 
 class Fails:
     def __del__(self): raise ValueError("{CANARY}")
@@ -108,8 +106,7 @@ async def forget():
     del task
     gc.collect()
 
-configure_logs(load_settings(app_env="production"))
-log_what_nobody_catches()
+main._worker_app()
 thread = threading.Thread(target=fail)
 thread.start()
 thread.join()
@@ -124,8 +121,9 @@ fail()
 
 def test_what_nobody_catches_is_logged_by_class_and_never_by_its_words(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", STRAYS], cwd=tmp_path, capture_output=True,
-        text=True, check=False, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "default", "-c", STRAYS], cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+        env=environment(tmp_path, APP_ENV="production", PYTHONPATH=str(ROOT)),
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     assert CANARY not in done.stderr

@@ -286,6 +286,7 @@ class AlertKind(StrEnum):
     RETENTION_BRAKE = "retention_brake"
     BACKUP_UNPROVEN = "backup_unproven"
     HOLD_REVIEW = "hold_review"
+    AUDIT_BROKEN = "audit_broken"
 
 
 class Alert(Base):

@@ -37,7 +37,7 @@ from backend.errors import (
     RefusedError,
     UnavailableError,
 )
-from backend.models import DATA_MAP, BackupRecord
+from backend.models import DATA_MAP, BackupRecord, SignIn
 from backend.privacy.comparison import compare
 from backend.services.archive_service import (
     database_for,
@@ -269,7 +269,11 @@ class RestoreService:
             [
                 name
                 for name, each in tables.items()
-                if each.live and not each.restored and not origin.tables.get(name)
+                if each.live
+                and not each.restored
+                and not origin.tables.get(name)
+                # Whoever is signed out by it signs in again.
+                and name != SignIn.__tablename__
             ],
             get_schema_service().missing_in(origin.schema_revision),
         )

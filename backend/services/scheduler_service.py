@@ -40,6 +40,7 @@ from backend.services.queue_service import get_queue_service
 from backend.services.retention_service import get_retention_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service
+from backend.services.trail_service import Verdict, get_trail_service
 from backend.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class SchedulerService:
             Job("backup", _backup_time, run_alone=_back_up),
             Job("backup_proof", _backup_time, run_alone=_prove_backups),
             Job("backup_expiry", _retention_time, run_alone=_expire_backups),
-            Job("watch", _retention_time, run=_watch, run_alone=_check_in),
+            Job("watch", _retention_time, run=_watch, run_alone=_check_trail),
         )
 
     def start(self) -> None:
@@ -352,7 +353,14 @@ def _watch(session: Session) -> None:
         get_alert_service().raise_alert(session, AlertKind.BACKUP_UNPROVEN, "backup", "unproven")
 
 
-def _check_in() -> None:
+def _check_trail() -> None:
+    """Have a trail that somebody has changed noticed, and sign what it is now."""
+    checked = get_trail_service().verify(SCHEDULER)
+    if checked.status is Verdict.BROKEN:
+        with session_scope() as session:
+            get_alert_service().raise_alert(
+                session, AlertKind.AUDIT_BROKEN, "audit trail", checked.breaks[0].kind
+            )
     get_checkpoint_service().make_if_possible()
 
 

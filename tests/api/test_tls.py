@@ -233,9 +233,7 @@ def test_a_key_of_another_certificate_is_refused(tmp_path: Path, refused: Refuse
     assert "not a certificate and its key: key values mismatch" in line
 
 
-def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(
-    tmp_path: Path, refused: Refuse
-) -> None:
+def test_a_key_with_a_passphrase_is_refused(tmp_path: Path, refused: Refuse) -> None:
     made = pair(tmp_path, encryption=BestAvailableEncryption(b"Kanarienvogel"))
     assert "not a certificate and its key" in refused(tmp_path / "data", **made.settings)
 

@@ -14,6 +14,7 @@ from backend.models import (
     DATA_MAP,
     Alert,
     AlertKind,
+    Approval,
     Feedback,
     InactivityNotice,
     RevokedToken,
@@ -145,6 +146,12 @@ def test_the_services_own_records_are_carried_over(service: Service) -> None:
         )
         session.add(InactivityNotice(user_id=jane.id, ends_at=now, queued_at=now))
         session.add(Alert(kind=AlertKind.JOB_LATE, about="backup", code="late", raised_at=now))
+        session.add(
+            Approval(
+                act="POST /security/retention/apply", request="{}", requested_by="x",
+                requested_at=now, expires_at=now + timedelta(days=1),
+            )
+        )  # fmt: skip
         session.add(RevokedToken(token_id="a token", expires_at=now + timedelta(hours=1)))
         session.execute(
             text(
