@@ -7,6 +7,7 @@ What is whose is asked in the endpoint (`require_self_or_admin`); here is asked 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Request
@@ -15,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from backend.api.dependencies import CurrentSignIn
+from backend.api.problems import invalid
 from backend.errors import ForbiddenError, StaleSignInError
 from backend.models import Role
 from backend.services import approval_service
@@ -106,11 +108,21 @@ def _policies(dependant: Dependant) -> Iterator[Anyone | Permit]:
 
 
 async def _require_approval(request: Request, actor: Actor) -> None:
-    body = await request.body()
+    # What comes along with an act that takes no body says nothing, and is not read.
+    takes_body = request.scope["route"].body_field is not None
+    body = await request.body() if takes_body else b""
     if not _is_dry_run(body):
-        act = f"{request.method} {request.url.path}"
-        asked = approval_service.Request(act, body.decode(errors="replace"))
+        asked = approval_service.Request(_act(request), body.decode(errors="replace"))
         await run_in_threadpool(get_approval_service().require, actor, asked)
+
+
+def _act(request: Request) -> str:
+    """Name method and path; the path is not checked yet, and the record keeps it."""
+    try:
+        ids = {name: UUID(value) for name, value in request.path_params.items()}
+    except ValueError:
+        raise invalid("path", "Input should be a valid UUID") from None
+    return f"{request.method} {request.scope['route'].path.format(**ids)}"
 
 
 def _is_dry_run(body: bytes) -> bool:

@@ -14,7 +14,7 @@ from backend.api.dependencies import Answer, Body, CurrentSignIn, WriteSession
 from backend.api.problems import problems
 from backend.crypto import passwords
 from backend.errors import UnavailableError
-from backend.models import Role, User
+from backend.models import Role
 from backend.services.account_service import get_account_service, token_lifetime
 from backend.services.auth_service import Tokens, get_auth_service
 
@@ -150,11 +150,10 @@ def confirm_codes(body: CodeBody, session: WriteSession, actor: FreshActor) -> N
     get_account_service().confirm_codes(session, actor.user_id or 0, body.code, actor)
 
 
-@router.delete("/codes", status_code=204, responses=problems(401))
-def remove_codes(session: WriteSession, actor: FreshActor) -> None:
-    """Ask for no more one-time codes."""
-    user = session.get_one(User, actor.user_id)
-    get_account_service().remove_codes(session, user, actor)
+@router.post("/codes/remove", status_code=204, responses=problems(401, 409, 422))
+def remove_codes(body: CodeBody, session: WriteSession, actor: FreshActor) -> None:
+    """Ask for no more one-time codes; the present one is needed for that."""
+    get_account_service().remove_codes(session, actor.user_id or 0, body.code, actor)
 
 
 def _address(request: Request) -> str | None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field, model_validator
 
 from backend.api import examples
-from backend.api.access import GraveAdminActor, GraveRunnerActor, ObserverActor, RunnerActor
+from backend.api.access import AdminActor, GraveAdminActor, GraveRunnerActor, ObserverActor
 from backend.api.bodies import StrictRoute
 from backend.api.dependencies import (
     Answer,
@@ -290,7 +290,7 @@ def list_logs(
 @router.get("/notices", responses=problems(401, 403, 422))
 def list_notices(
     session: WriteSession,
-    actor: RunnerActor,
+    actor: AdminActor,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> NoticesAnswer:
     """Show which inactive people are still to be told that their account ends."""
@@ -299,7 +299,7 @@ def list_notices(
 
 
 @router.post("/notices/{notice_id}/sent", responses=problems(401, 403, 404, 409, 422))
-def notice_sent(notice_id: UUID, session: WriteSession, actor: RunnerActor) -> SentAnswer:
+def notice_sent(notice_id: UUID, session: WriteSession, actor: AdminActor) -> SentAnswer:
     """Note that somebody was told."""
     get_notice_service().sent(session, actor, notice_id)
     return SentAnswer(id=notice_id, status="sent")

@@ -26,7 +26,7 @@ _SLOTS: Final = threading.BoundedSemaphore(AT_ONCE)
 # zxcvbn: 0 to 4; below 3 some 10^8 guesses are enough.
 _STRONG: Final = 3
 # What it looks at; a longer password is judged by its beginning, and only gets better after it.
-_JUDGED_CHARS: Final = 64
+_JUDGED_CHARS: Final = 24
 _MIN_WORD_CHARS: Final = 4
 # What must be left beside words that are known of the account.
 _MIN_OWN_CHARS: Final = 8

@@ -21,6 +21,9 @@ from backend.services.audit_service import Actor, get_audit_service
 from backend.settings import MAX_EMAIL_CHARS, get_settings, is_address
 
 _SERVICE: Final = "holdfast"
+_WRONG_CODE: Final = "this is not the present one-time code, or it was used"
+# As long as `ACCESS_TOKEN_MINUTES` may be: it may have been more when a token was issued.
+_LONGEST_TOKEN: Final = timedelta(days=1)
 
 
 class AccountService:
@@ -88,7 +91,8 @@ class AccountService:
         user = self._require(session, email)
         before = user.role
         admins = select(func.count()).where(User.role == Role.ADMIN, User.is_active)
-        if before is Role.ADMIN and role is not Role.ADMIN and session.scalar(admins) == 1:
+        loses = before is Role.ADMIN and role is not Role.ADMIN and user.is_active
+        if loses and session.scalar(admins) == 1:
             raise ConflictError("this is the last admin")
         user.role = role
         self.end_sign_ins(session, user)
@@ -127,7 +131,8 @@ class AccountService:
             ForbiddenError: The account has no more rights than a user's.
             ConflictError: Codes are asked for already.
         """
-        user = session.get_one(User, user_id)
+        # For writing: of two at once, the second one finds what the first one has done.
+        user = session.get_one(User, user_id, with_for_update=True)
         if user.role is Role.USER:
             raise ForbiddenError("one-time codes are for accounts with more than a user's rights")
         if user.totp_step is not None:
@@ -143,28 +148,44 @@ class AccountService:
             ConflictError: Codes were not begun, or are asked for already.
             RefusedError: The code is wrong.
         """
-        user = session.get_one(User, user_id)
+        # For writing: of two at once, the second one finds what the first one has done.
+        user = session.get_one(User, user_id, with_for_update=True)
         if user.totp_secret is None or user.totp_step is not None:
             raise ConflictError("there are no one-time codes to confirm")
         step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
         if step is None:
-            raise RefusedError("this is not the present one-time code")
+            raise RefusedError(_WRONG_CODE)
         user.totp_step = step
         get_audit_service().record(session, "codes_confirmed", actor, subject=user.uid)
 
-    def remove_codes(self, session: Session, user: User, actor: Actor) -> None:
-        """Ask for no more codes: the device is lost, or another one is to be used."""
-        user.totp_secret = user.totp_step = None
-        get_audit_service().record(session, "codes_removed", actor, subject=user.uid)
+    def remove_codes(self, session: Session, user_id: int, code: str, actor: Actor) -> None:
+        """
+        Ask for no more codes; one is needed for that, so that a stolen token is not enough.
+
+        Raises:
+            ConflictError: None are asked for.
+            RefusedError: The code is wrong, or was used.
+        """
+        user = session.get_one(User, user_id, with_for_update=True)
+        if user.totp_secret is None or user.totp_step is None:
+            raise ConflictError("this account has no one-time codes")
+        step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
+        if step is None or step <= user.totp_step:
+            raise RefusedError(_WRONG_CODE)
+        self._forget_codes(session, user, actor)
 
     def remove_codes_of(self, session: Session, email: str, actor: Actor) -> None:
         """
-        Ask for no more codes of an account that one cannot sign in to.
+        Ask for no more codes of an account whose device was lost.
 
         Raises:
             SubjectNotFoundError: No account has this address.
         """
-        self.remove_codes(session, self._require(session, email), actor)
+        self._forget_codes(session, self._require(session, email), actor)
+
+    def _forget_codes(self, session: Session, user: User, actor: Actor) -> None:
+        user.totp_secret = user.totp_step = None
+        get_audit_service().record(session, "codes_removed", actor, subject=user.uid)
 
     def first_admin(self, session: Session, actor: Actor) -> tuple[str, str] | None:
         """Create the first admin where there is none; return address and password, shown once."""
@@ -187,7 +208,7 @@ def revoke(session: Session, *names: str) -> None:
     """Refuse tokens by their `jti`, or all of a sign-in by its `sid`, until they have ended."""
     now = datetime.now(UTC)
     session.execute(delete(RevokedToken).where(RevokedToken.expires_at < now))
-    expires_at = now + token_lifetime() + bearer.LEEWAY
+    expires_at = now + _LONGEST_TOKEN + bearer.LEEWAY
     session.add_all(RevokedToken(token_id=name, expires_at=expires_at) for name in names)
 
 

@@ -41,12 +41,14 @@ class ApprovalService:
         """
         now = datetime.now(UTC)
         with session_scope() as session:
-            session.execute(delete(Approval).where(Approval.expires_at < now))
+            self.forget_expired(session, now)
             mine = select(Approval).where(
                 Approval.act == request.act, Approval.requested_by == actor.ref(session)
             )
             # The body is sealed, so it is compared here.
-            same = [kept for kept in session.scalars(mine) if kept.request == request.body]
+            # For writing: of two who come with one approval, the second one finds it used.
+            found = session.scalars(mine.with_for_update())
+            same = [kept for kept in found if kept.request == request.body]
             approved = next((kept for kept in same if kept.approved_at is not None), None)
             if approved is not None:
                 session.delete(approved)
@@ -100,6 +102,10 @@ class ApprovalService:
         get_audit_service().record(
             session, "approval_refused", actor, approval=number, act=approval.act
         )
+
+    def forget_expired(self, session: Session, now: datetime) -> None:
+        """Delete what nobody has approved or used in time."""
+        session.execute(delete(Approval).where(Approval.expires_at < now))
 
     def _keep(self, session: Session, actor: Actor, request: Request, now: datetime) -> Approval:
         kept = Approval(

@@ -160,7 +160,8 @@ class AuthService:
         Return new tokens for a refresh token, which is used up by that.
 
         A token that is used twice is in two hands: then the sign-in ends, whoever came first
-        (RFC 9700, 4.14.2). Manages its own transactions.
+        (RFC 9700, 4.14.2); so it does where somebody guesses at the token of a sign-in that they
+        know by name. Manages its own transactions.
 
         Raises:
             UnauthenticatedError: It is none, used up, or of a sign-in that has ended.
@@ -170,7 +171,9 @@ class AuthService:
             raise _not_valid()
         name, digest, now = UUID(parts[1]), _digest(parts[2]), datetime.now(UTC)
         with session_scope(read_only=True) as session:
-            if session.get(SignIn, name) is None:
+            begun = session.get(SignIn, name)
+            # One that has come to its end was used by nobody else.
+            if begun is None or begun.expires_at <= now:
                 raise _not_valid()
         with session_scope() as session:
             secret = secrets.token_urlsafe(_REFRESH_BYTES)
@@ -226,8 +229,11 @@ class AuthService:
     def sign_out(self, session: Session, signed_in: SignedIn) -> None:
         """End the sign-in that *signed_in* came with: all of its tokens are refused."""
         name = signed_in.sign_in.id
+        # Of two who sign out at once, the second one waits here and finds it done.
+        session.get_one(User, signed_in.actor.user_id, with_for_update=True)
         session.execute(delete(SignIn).where(SignIn.id == UUID(name)))
-        revoke(session, name)
+        if session.get(RevokedToken, name) is None:
+            revoke(session, name)
         get_audit_service().record(session, "sign_out", signed_in.actor)
 
     def sign_out_everywhere(self, session: Session, actor: Actor) -> None:

@@ -1,6 +1,7 @@
 """What a restore carries over from the live database: its records, and accounts as they are now."""
 
 from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final
@@ -9,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Executable, Integer, Text, cast, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from backend.models import DATA_MAP, DataConsent, Installation, SignIn, User
+from backend.models import DATA_MAP, Approval, DataConsent, Installation, SignIn, User
 from backend.privacy.comparison import compare, windows
 from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.sql import last_number, reserve_numbers
@@ -48,8 +49,13 @@ class CarryOverService:
         """
         ours, theirs = (s.scalars(select(Installation)).one() for s in (live, restored))
         if ours.id != theirs.id:
-            # Who has signed out since the backup is not known here: everybody signs in again.
-            restored.execute(delete(SignIn))
+            # Who has signed out since the backup is not known here, nor what was refused: everybody
+            # signs in and asks again.
+            for waiting in (SignIn, Approval):
+                restored.execute(delete(waiting))
+            # Tokens carry whole seconds.
+            since = datetime.now(UTC).replace(microsecond=0)
+            restored.execute(update(User).values(tokens_valid_after=since))
             return 0
         # A backup of before the first certificate has no key for them.
         theirs.signing_key = ours.signing_key

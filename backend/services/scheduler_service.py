@@ -28,6 +28,7 @@ from backend.db_utils import session_scope
 from backend.errors import ConflictError, HoldfastError
 from backend.models import AlertKind, JobRun, JobStatus
 from backend.services.alert_service import get_alert_service
+from backend.services.approval_service import get_approval_service
 from backend.services.audit_service import SCHEDULER
 from backend.services.backup_service import get_backup_service
 from backend.services.brake_service import BrakeError
@@ -341,8 +342,9 @@ def _apply_retention() -> object:
 
 
 def _watch(session: Session) -> None:
-    """Raise alerts for what nobody else would notice."""
+    """Raise alerts for what nobody else would notice, and clear up what nobody came for."""
     now = datetime.now(UTC)
+    get_approval_service().forget_expired(session, now)
     for hold_id in get_hold_service().due_for_review(session, now):
         get_alert_service().raise_alert(session, AlertKind.HOLD_REVIEW, str(hold_id), "due")
     if _backup_time(get_settings()) is None:

@@ -23,7 +23,7 @@ from limits.strategies import FixedWindowRateLimiter
 from backend.crypto import keyring
 from backend.crypto.blind_index import normalise_email
 from backend.errors import ConfigurationError, TooManyAttemptsError, UnavailableError
-from backend.settings import get_settings, is_address
+from backend.settings import MAX_EMAIL_CHARS, get_settings
 
 log = structlog.get_logger(__name__)
 # NIST SP 800-63B, 5.2.2: no more than 100 failures in a row on one account.
@@ -110,8 +110,10 @@ def _name(kind: str, value: str) -> str:
 
 
 def _account(account: str) -> str:
-    # What cannot be an address is nobody's, and counted as one account.
-    return _name("account", normalise_email(account) if is_address(account.strip()) else "")
+    # What is not looked up is nobody's, and counted as one account; what is, by the spelling
+    # that it is found by, or another spelling of one account would be counted apart.
+    looked_up = len(account) <= MAX_EMAIL_CHARS and account.isprintable()
+    return _name("account", normalise_email(account) if looked_up else "")
 
 
 def _address(address: str | None) -> str:

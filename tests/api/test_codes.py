@@ -94,14 +94,21 @@ def test_until_a_code_was_confirmed_none_is_asked_for(
     assert client.post("/auth/codes/confirm", json=old, headers=admin).status_code == 422
 
 
-def test_codes_once_confirmed_are_not_replaced_but_removed_by_a_fresh_sign_in(
+def test_codes_once_confirmed_are_not_replaced_but_removed_by_one_of_them(
     client: TestClient, service: Service, admin: dict[str, str]
 ) -> None:
-    enrol(client, admin)
+    secret = enrol(client, admin)
     assert client.post("/auth/codes", headers=admin).status_code == 409
     confirm = client.post("/auth/codes/confirm", json={"code": "123456"}, headers=admin)
     assert confirm.status_code == 409
-    assert client.delete("/auth/codes", headers=admin).status_code == 204
+    # Whoever has stolen a token has no code.
+    used = {"code": pyotp.TOTP(secret).at(datetime.now(UTC) - timedelta(seconds=30))}
+    for wrong in ({"code": "000000"}, used):
+        answer = client.post("/auth/codes/remove", json=wrong, headers=admin)
+        assert answer.status_code == 422
+    present = {"code": pyotp.TOTP(secret).now()}
+    assert client.post("/auth/codes/remove", json=present, headers=admin).status_code == 204
+    assert client.post("/auth/codes/remove", json=present, headers=admin).status_code == 409
     assert sign_in(client).status_code == 200
     with session_scope(read_only=True) as session:
         actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.id)).all()

@@ -24,8 +24,8 @@ ANY_SIGNED_IN: Final = {
     "/auth/logout",
     "/auth/logout/everywhere",
     "/auth/password",
-    "/auth/codes",
     "/auth/codes/confirm",
+    "/auth/codes/remove",
 }
 # These name a person or a backup in the body.
 BY_ID: Final = {

@@ -15,6 +15,7 @@ from backend.crypto import bearer
 from backend.db_utils import session_scope
 from backend.models import Approval, AuditEvent, RetentionPolicy, Role, User
 from backend.services.account_service import token_lifetime
+from backend.services.approval_service import get_approval_service
 from main import create_app
 from tests.conftest import ADMIN, JWT_SECRET, Service, SignIn
 
@@ -219,3 +220,31 @@ def test_without_the_setting_one_admin_is_enough(
     answer = client.post("/security/retention/policy", json=POLICY, headers=admin)
     assert answer.status_code == 201
     assert policies() == 1
+
+
+def test_what_a_request_brings_along_where_no_body_is_taken_makes_no_dry_run_of_it(
+    two: Two,
+) -> None:
+    backup = two.client.post("/security/backup/create", headers=two.first).json()["id"]
+    path = f"/security/backup/{backup}"
+    for body in ({"dry_run": True}, {}):
+        answer = two.client.request("DELETE", path, json=body, headers=two.first)
+        assert (answer.status_code, answer.json()["code"]) == (403, "approval_needed"), body
+    assert two.client.get(path, headers=two.first).status_code == 200
+
+
+def test_only_paths_with_ids_are_kept_to_be_approved(two: Two) -> None:
+    for name in ("jane.doe@example.com", "x" * 300):
+        answer = two.client.delete(f"/security/backup/{name}", headers=two.first)
+        assert answer.status_code == 422
+    assert two.client.get("/security/approvals", headers=two.first).json()["items"] == []
+
+
+def test_nobodys_requests_stay_beyond_their_day(two: Two) -> None:
+    two.wanted()
+    with session_scope() as session:
+        session.execute(update(Approval).values(expires_at=datetime.now(UTC) - timedelta(1)))
+    with session_scope() as session:
+        get_approval_service().forget_expired(session, datetime.now(UTC))
+    with session_scope(read_only=True) as session:
+        assert session.scalars(select(Approval)).all() == []

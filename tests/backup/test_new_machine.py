@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from backend.backup.storage import LocalStore
 from backend.crypto import keyring
 from backend.db_utils import session_scope
-from backend.models import BackupRecord, DataConsent, Feedback, User
+from backend.models import BackupRecord, DataConsent, Feedback, SignIn, User
 from backend.services.auth_service import get_auth_service
 from backend.services.setup_service import get_setup_service
 from tests.backup.commands import Commands, running_commands
@@ -108,6 +108,10 @@ def _assert_is_back(lost: Lost) -> None:
         # The one of 400 days ago went by retention.
         assert session.scalar(select(func.count()).select_from(Feedback)) == 1
         assert session.scalar(select(func.count()).select_from(User)) == 2
+        # Who had signed out since the backup is not known: nobody's token counts any more.
+        old = SignIn.signed_in_at < datetime.now(UTC) - timedelta(days=1)
+        assert session.scalars(select(SignIn).where(old)).all() == []
+        assert None not in session.scalars(select(User.tokens_valid_after)).all()
     assert not has_consent(lost.joe)
     get_auth_service().sign_in(ADMIN, PASSWORD)
 

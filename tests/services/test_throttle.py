@@ -249,3 +249,19 @@ def test_in_redis_all_processes_count_together_and_it_learns_no_address(
     keys = list(redis.Redis.from_url(redis_url).scan_iter())
     assert keys
     assert [key for key in keys if b"jane" in key or HOME.encode() in key] == []
+
+
+def test_a_spelling_that_finds_an_account_is_counted_as_that_account(
+    client: TestClient, service: Service
+) -> None:
+    """The fullwidth sign is the same to whoever looks the account up (Unicode NFKC)."""
+    service.user(JANE)
+    service.user("mallory@example.com")
+    guessed = {"username": JANE.replace("@", "\uff20"), "password": "not the password"}
+    own = {"username": "mallory\uff20example.com", "password": PASSWORD}
+    statuses = [client.post("/auth/token", data=guessed).status_code for _ in range(9)]
+    # An own success does not clear what was counted for somebody else.
+    assert client.post("/auth/token", data=own).status_code == 200
+    statuses += [client.post("/auth/token", data=guessed).status_code for _ in range(2)]
+    assert statuses == [401] * 10 + [429]
+    assert client.post("/auth/token", data=guessed | {"username": JANE}).status_code == 429
