@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
 from backend.errors import ForbiddenError, RefusedError
-from backend.models import DataConsent, LedgerKind, User
+from backend.models import DataConsent, LedgerKind
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.reference_service import reference_to
@@ -74,8 +74,9 @@ class ConsentService:
             # GDPR art. 4(11): consent is the person's own act.
             raise ForbiddenError("consent for another person needs evidence of their own act")
         # Locked, so that two events of one person have an order.
-        user = get_subject_service().require(session, user_id, lock=True)
-        last = session.scalar(_LAST, {"user_id": user_id, "purpose": purpose})
+        uid = get_subject_service().uid_of(session, user_id, lock=True)
+        sought = {"user_id": user_id, "purpose": purpose}
+        last = session.connection().execute(_LAST, sought).one_or_none()
         now = datetime.now(UTC)
         if last is not None and last.recorded_at >= now:
             # A clock set back must not let an older event be the newest.
@@ -91,14 +92,14 @@ class ConsentService:
             recorded_at=now,
         )
         if not granted and last is not None and last.granted:
-            ref = reference_to(session, user.uid)
+            ref = reference_to(session, uid)
             entry = get_ledger_service().enter(
                 session, LedgerKind.WITHDRAW_CONSENT, ref, actor, at=now, purpose=purpose
             )
             event.id = entry.id
         session.add(event)
         get_audit_service().record(
-            session, "consent", actor, subject=user.uid, purpose=purpose, granted=granted
+            session, "consent", actor, subject=uid, purpose=purpose, granted=granted
         )
         session.flush()
         return event
@@ -116,7 +117,7 @@ class ConsentService:
         with session_scope(read_only=own) as session:
             found = self.of(session, user_id)
             if not own:
-                uid = session.scalar(select(User.uid).where(User.id == user_id))
+                uid = get_subject_service().uid_of(session, user_id)
                 get_audit_service().record(session, "consent_read", actor, subject=uid)
         return found
 
@@ -129,7 +130,7 @@ class ConsentService:
         """
         history = list(session.scalars(_EVENTS, {"user_id": user_id}))
         if not history:
-            get_subject_service().require(session, user_id)
+            get_subject_service().uid_of(session, user_id)
         states = {purpose: ConsentState() for purpose in get_settings().purposes}
         history.reverse()
         for event in history:
@@ -147,7 +148,13 @@ _EVENTS: Final = (
     .where(DataConsent.user_id == bindparam("user_id"))
     .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
 )
-_LAST: Final = _EVENTS.where(DataConsent.purpose == bindparam("purpose")).limit(1)
+_events = DataConsent.__table__.c
+_LAST: Final = (
+    select(_events.recorded_at, _events.granted)
+    .where(_events.user_id == bindparam("user_id"), _events.purpose == bindparam("purpose"))
+    .order_by(_events.recorded_at.desc(), _events.id.desc())
+    .limit(1)
+)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from backend.privacy.declarations import Identity
 
 _CACHE: Final = "reference_key"
 # Built once, for nearly every act asks for it.
-_REFERENCE_KEY: Final = select(Installation.reference_key)
+_REFERENCE_KEY: Final = select(Installation.__table__.c.reference_key)
 
 
 def reference_to(session: Session, uid: UUID) -> str:
@@ -50,7 +50,7 @@ def chain_keys_of(session: Session) -> ChainKeys:
 def _key(session: Session) -> bytes:
     key: bytes | None = session.info.get(_CACHE)
     if key is None:
-        key = session.scalar(_REFERENCE_KEY)
+        key = session.connection().scalar(_REFERENCE_KEY)
         if key is None:
             raise ConfigurationError("the database was not prepared: run `python db_cli.py init`")
         session.info[_CACHE] = key

@@ -4,8 +4,10 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
+from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
@@ -68,6 +70,12 @@ class Subject:
         return None if self.user is None else self.user.id
 
 
+_users = User.__table__
+_UID: Final = select(_users.c.uid, _users.c.anonymized_at).where(
+    _users.c.id == bindparam("user_id")
+)
+
+
 class SubjectService:
     """Finds people, and says why one may not be erased."""
 
@@ -86,6 +94,23 @@ class SubjectService:
         if user.anonymized_at is not None:
             raise SubjectErasedError(f"person {user_id} was erased")
         return user
+
+    def uid_of(self, session: Session, user_id: int, *, lock: bool = False) -> UUID:
+        """
+        Return the person's `uid`, which costs less than their row; *lock* as in `require`.
+
+        Raises:
+            SubjectNotFoundError: Nobody has this id.
+            SubjectErasedError: They were made anonymous.
+        """
+        statement = _UID.with_for_update() if lock else _UID
+        row = session.connection().execute(statement, {"user_id": user_id}).one_or_none()
+        if row is None:
+            raise SubjectNotFoundError(f"no person has the id {user_id}")
+        if row.anonymized_at is not None:
+            raise SubjectErasedError(f"person {user_id} was erased")
+        uid: UUID = row.uid
+        return uid
 
     def find(self, session: Session, who: Who) -> Subject:
         """
