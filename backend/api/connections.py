@@ -19,6 +19,8 @@ from backend.errors import (
 # More than any browser, token and path need together.
 MAX_HEAD_BYTES: Final = 32 * 1024
 HEAD_SECONDS: Final = 10.0
+# A caller who takes nothing for so long is gone, and holds no place among those who do.
+STALLED_SECONDS: Final = 20.0
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -31,6 +33,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn
         super().connection_made(transport)
@@ -40,19 +44,53 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # RFC 9110, 6.5.1: what comes after the body is no header, whatever it calls itself.
+        if self._head_timer is not None:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if (
+            len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            > MAX_HEAD_BYTES
+        ):
+            self._give_up(HeadTooLargeError("send shorter headers"))
+            raise ValueError("the parser stops here")
         self._head_arrived()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
+        awaited = self._head_timer
         super().data_received(data)
-        if self._head_timer is not None:
+        if awaited is not None and self._head_timer is awaited:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._give_up(HeadTooLargeError("send shorter headers"))
+        elif (
+            self._head_timer is None
+            and self._rest_timer is None
+            and self.cycle is not None
+            and self.cycle.response_complete
+        ):
+            # Uvicorn stops its clock at any byte, also at one of a request that was answered.
+            self._rest_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._moves_on()
+        super().resume_writing()
+
+    def _moves_on(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
+        self._moves_on()
         super().connection_lost(exc)
 
     def send_400_response(self, _msg: str) -> None:
@@ -68,13 +106,21 @@ class BoundedConnection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _give_up(self, err: HoldfastError) -> None:
+        is_next = self._head_timer is not None
         self._head_arrived()
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
+        if (
+            cycle is not None
+            and not cycle.response_complete
+            and (cycle.response_started or is_next)
+        ):
             # Another answer must not be taken for a part of the one that is being sent.
             self.transport.close()
             return

@@ -10,7 +10,8 @@ from backend.api.problems import invalid
 # An export has 6 levels; what is in its columns may have some more.
 MAX_DEPTH: Final = 32
 
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# One without an end goes to the end: looking for others in it would take the square of its size.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS: Final = bytes.maketrans(b"[]{}", b"()()")
 _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _TOO_DEEP: Final = b"(" * (MAX_DEPTH + 1)

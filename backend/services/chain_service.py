@@ -12,12 +12,23 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
 import orjson
-from sqlalchemy import Table, Text, event, func, insert, select, type_coerce
+from sqlalchemy import (
+    Table,
+    Text,
+    case,
+    event,
+    func,
+    insert,
+    literal_column,
+    select,
+    true,
+    type_coerce,
+)
 from sqlalchemy.orm import Session, SessionTransaction
 
 from backend.crypto.chain import NUMBER_BYTES, START, ChainKeys, Event, canonical, link
 from backend.crypto.columns import Encrypted
-from backend.db_utils import is_read_only
+from backend.db_utils import BUSY_TIMEOUT_SECONDS, is_read_only
 from backend.errors import CryptoError
 from backend.models import AuditEvent
 from backend.services.reference_service import chain_keys_of
@@ -31,12 +42,18 @@ _WAITING: Final = "audit_events"
 # Any number that nothing else in the database locks.
 _LOCK: Final = 7_305_208_116_944_302_881
 _ROWS_PER_READ: Final = 1000
-_LOWEST: Final = -(2**63)
+_MOMENTS: Final[list[Any]] = [
+    literal_column(f"timestamptz '{t}+00'") for t in ("0001-01-02", "9999-12-30")
+]
 _LINK: Final = re.compile("[0-9a-f]{64}")
 _TABLE: Final = cast("Table", AuditEvent.__table__)
 _DETAIL: Final = cast("Encrypted", _TABLE.c.detail.type)
 _NEWEST: Final = select(_TABLE.c.id, _TABLE.c.link).order_by(_TABLE.c.id.desc()).limit(1)
-_TAKE_LOCK: Final = select(func.pg_advisory_xact_lock(_LOCK))
+# From left to right: who waits for the lock gives up in time.
+_TAKE_LOCK: Final = select(
+    func.set_config("lock_timeout", f"{BUSY_TIMEOUT_SECONDS}s", true()),
+    func.pg_advisory_xact_lock(_LOCK),
+)
 
 
 class StoredEvent(NamedTuple):
@@ -91,15 +108,20 @@ class ChainService:
     def head(self, session: Session) -> StoredEvent | None:
         """Return number and link of the last event."""
         row = session.connection().execute(_NEWEST).one_or_none()
-        return None if row is None else StoredEvent(row.id, row.link)
+        return None if row is None else StoredEvent(row.id, _text(row.link))
 
-    def stored(self, session: Session, after: int = _LOWEST) -> Generator[StoredEvent]:
+    def stored(self, session: Session, after: int | None = None) -> Generator[StoredEvent]:
         """Yield the rows after number *after*, whatever somebody has made of them; close it."""
         unseal = _DETAIL.result_processor(session.get_bind().dialect, None)
         # As the driver gives them: a type would fail at what it does not know.
         number, *others = _TABLE.c
-        raw = [type_coerce(column, Text) for column in others]
-        rows = select(number, *raw).where(number > after).order_by(number)
+        raw: list[Any] = [type_coerce(column, Text) for column in others]
+        if session.get_bind().dialect.name == "postgresql":
+            # It keeps moments that Python has not, and the driver fails at them.
+            raw[0] = case((raw[0].between(*_MOMENTS), raw[0]))
+        rows = select(number, *raw).order_by(number)
+        if after is not None:
+            rows = rows.where(number > after)
         with session.execute(rows.execution_options(yield_per=_ROWS_PER_READ)) as found:
             for row in found:
                 yield _read(row, unseal)
@@ -159,6 +181,7 @@ def _is_begun(session: Session) -> bool:
 
 def _read(row: Sequence[Any], unseal: Callable[[Any], Any]) -> StoredEvent:
     id_, at, *texts, detail, link_ = row
+    link_ = _text(link_)
     try:
         event_ = Event._make((id_, _moment(at), *texts, unseal(detail)))
         return StoredEvent(id_, link_, event_, canonical(event_))
@@ -166,12 +189,17 @@ def _read(row: Sequence[Any], unseal: Callable[[Any], Any]) -> StoredEvent:
         return StoredEvent(id_, link_)
 
 
+def _text(link_: Any) -> str | None:
+    # SQLite keeps bytes in a column of text.
+    return link_ if isinstance(link_, str | None) else ""
+
+
 def _moment(raw: Any) -> datetime:
     if isinstance(raw, datetime):
         return raw
     moment = datetime.fromisoformat(raw)
     # SQLite keeps text; of the many that mean one moment, one is ours.
-    if moment.isoformat(" ", "microseconds") != raw:
+    if moment.tzinfo is not None or moment.isoformat(" ", "microseconds") != raw:
         raise ValueError("a moment in another spelling")
     return moment.replace(tzinfo=UTC)
 

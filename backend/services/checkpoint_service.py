@@ -73,7 +73,7 @@ class Known:
     def newest(self) -> Checkpoint | None:
         return max(self.good.values(), key=lambda each: each.at, default=None)
 
-    def missing(self) -> Iterator[Mapping[str, Any]]:
+    def missing(self, since: datetime) -> Iterator[Mapping[str, Any]]:
         """
         Yield what checkpoints say of ones before them that are gone, while older ones are there.
 
@@ -84,7 +84,8 @@ class Known:
             before = each.previous
             if before is None or oldest is None or before["digest"] in self.good:
                 continue
-            if datetime.fromisoformat(before["at"]) > oldest:
+            # A store that was away for long may have a much older one still.
+            if datetime.fromisoformat(before["at"]) > max(oldest, since):
                 yield before
 
 

@@ -48,6 +48,7 @@ from backend.services.archive_service import (
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.carry_over_service import get_carry_over_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
+from backend.services.chain_service import StoredEvent, get_chain_service
 from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
@@ -158,12 +159,19 @@ class RestoreService:
         if dry_run:
             return self._prepare(built, origin, actor)
         with writes_paused():
+            before = _last_event()
             restored = self._prepare(built, origin, actor)
             if restored.emptied and not confirm_empty:
                 raise EmptyingError(
                     "the restore would leave these tables without a row: "
                     f"{', '.join(restored.emptied)}; set confirm_empty to true if that is meant",
                     tables=restored.emptied,
+                )
+            if _last_event() != before:
+                # Only this process's writers wait; what others did meanwhile would be lost.
+                raise ConflictError(
+                    "another process has written meanwhile, and nothing was restored: stop the "
+                    "others, or try again"
                 )
             kept = database.swap(built, datetime.now(UTC))
             log.warning("restored", backup=str(origin.backup_id), previous=kept)
@@ -284,6 +292,11 @@ class RestoreService:
             unfinished = get_ledger_service().unfinished(session)
         if unfinished:
             self.finish_ledger()
+
+
+def _last_event() -> StoredEvent | None:
+    with session_scope(read_only=True) as session:
+        return get_chain_service().head(session)
 
 
 def _require_word(*, dry_run: bool, confirm: bool) -> None:

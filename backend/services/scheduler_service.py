@@ -358,11 +358,10 @@ def _watch(session: Session) -> None:
 def _check_trail() -> None:
     """Have a trail that somebody has changed noticed, and sign what it is now."""
     checked = get_trail_service().verify(SCHEDULER)
-    if checked.status is Verdict.BROKEN:
+    if checked.status is not Verdict.OK:
+        code = checked.breaks[0].kind if checked.breaks else checked.status
         with session_scope() as session:
-            get_alert_service().raise_alert(
-                session, AlertKind.AUDIT_BROKEN, "audit trail", checked.breaks[0].kind
-            )
+            get_alert_service().raise_alert(session, AlertKind.AUDIT_BROKEN, "audit trail", code)
     get_checkpoint_service().make_if_possible()
 
 

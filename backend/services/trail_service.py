@@ -1,7 +1,7 @@
 """Checking the audit trail: by its own links, and by the checkpoints beside the backups."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ from backend.services.chain_service import RESUMED, get_chain_service
 from backend.services.checkpoint_service import Known, get_checkpoint_service
 from backend.services.reference_service import chain_keys_of
 from backend.services.trail_walk import Break, BreakKind, Loss, Walk
+from backend.settings import get_settings
 
 _MOST_TOLD = 10
 
@@ -115,7 +116,8 @@ def _wrong(known: Known) -> list[Break]:
         kind = BreakKind.CHECKPOINT_FOREIGN if each.foreign else BreakKind.CHECKPOINT_CHANGED
         what = "was signed by another key" if each.foreign else "is not as it was signed"
         breaks.append(Break(kind, each.event_id, f"{each.name} in {each.store} {what}"))
-    for told in known.missing():
+    kept_days = get_settings().backup_max_age_days
+    for told in known.missing(datetime.now(UTC) - timedelta(days=kept_days)):
         detail = f"the checkpoint of {told['at']} is missing, and the next one names it"
         breaks.append(Break(BreakKind.CHECKPOINT_MISSING, told["event_id"], detail))
     return breaks

@@ -35,3 +35,12 @@ def test_each_night_the_trail_is_checked_and_what_is_broken_raises_an_alert(
     assert verify().status == "broken"
     a_night(2)
     assert alerts() == [("audit trail", "edited")]
+
+
+def test_a_trail_of_which_no_checkpoint_is_left_raises_one_too(sqlite_service: Service) -> None:
+    act(3)
+    anchor()
+    for checkpoint in (sqlite_service.folder / "backups").glob("audit-*"):
+        checkpoint.unlink()
+    a_night(1)
+    assert alerts() == [("audit trail", "incomplete")]

@@ -1,0 +1,72 @@
+"""Callers who send, or take, what never ends: they get no hold on the service."""
+
+import socket
+import time
+
+import pytest
+
+from backend.api import connections
+from backend.api.strict_json import parse_json
+from backend.errors import InvalidRequestError
+from main import create_app
+from tests.api.callers import Caller, listening
+from tests.conftest import ADMIN, Service, SignIn
+
+CHUNKED = b"Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+BODY = b'{"present_password": "x", "new_password": "seven grey herons at noon"}'
+
+
+def test_a_text_that_does_not_end_is_refused_in_no_more_time_than_one_that_does() -> None:
+    """Looking for its end at each of its quotes took nine seconds."""
+    body = b"[" * 33 + b'"' + b'\\"' * 32_000
+    started = time.monotonic()
+    with pytest.raises(InvalidRequestError):
+        parse_json(body)
+    assert time.monotonic() - started < 2
+
+
+def test_what_comes_after_a_body_is_no_header(sqlite_service: Service, sign_in: SignIn) -> None:
+    token = sign_in(ADMIN)["Authorization"].encode()
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+    with listening(create_app()) as port:
+        with Caller(port) as caller:
+            caller.send(b"POST /auth/password HTTP/1.1\r\nAuthorization: ", token, b"\r\n", CHUNKED)
+            caller.send(chunks, b"\r\n")
+            assert caller.answer()[0] == 422
+        with Caller(port) as caller:
+            caller.send(b"POST /auth/password HTTP/1.1\r\n", CHUNKED, chunks)
+            caller.send(b"Authorization: ", token, b"\r\n\r\n")
+            assert caller.answer()[0] == 401
+
+
+def test_who_takes_nothing_is_left(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.3)
+    times = 30
+    with listening(create_app()) as port, socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        caller.settimeout(20)
+        caller.connect(("127.0.0.1", port))
+        asked = b"GET /static/swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        caller.sendall(asked * times)
+        time.sleep(2)
+        # What lies in the buffers may still be taken; the rest is not there.
+        taken = 0
+        try:
+            while part := caller.recv(1 << 20):
+                taken += len(part)
+        except ConnectionResetError:
+            pass
+    assert taken < times * 1_000_000
+
+
+def test_a_connection_whose_request_was_answered_early_is_not_kept_by_a_byte(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    with listening(create_app()) as port, Caller(port) as caller:
+        caller.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert caller.answer()[0] == 404
+        caller.send(b"x")
+        assert caller.is_closed
