@@ -9,7 +9,7 @@ from pydantic import Field
 from backend.api import examples
 from backend.api.access import ReaderActor
 from backend.api.bodies import StrictRoute
-from backend.api.dependencies import MAX_ID, Answer, Moment, WriteSession
+from backend.api.dependencies import MAX_ID, Answer, Limit, Moment, WriteSession
 from backend.api.problems import problems
 from backend.services.audit_service import Sought, get_audit_service
 from backend.services.trail_service import Verdict, get_trail_service
@@ -78,7 +78,7 @@ def read_events(  # noqa: PLR0913 - each is a question of its own
     since: Moment | None = None,
     until: Moment | None = None,
     before: Annotated[int | None, Query(gt=0, le=2**63 - 1)] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    limit: Limit = 100,
 ) -> EventsAnswer:
     """
     Show what was done, as who looked at a person's data between two moments.

@@ -10,7 +10,7 @@ from pydantic import Field
 from backend.api import examples
 from backend.api.access import AdminActor, GraveAdminActor, ObserverActor, RunnerActor
 from backend.api.bodies import StrictRoute
-from backend.api.dependencies import Answer, Body, Moment, ReadSession, WriteSession
+from backend.api.dependencies import Answer, Body, Limit, Moment, Offset, ReadSession, WriteSession
 from backend.api.problems import problems
 from backend.backup.pgbackrest.says import Kind
 from backend.models import BackupStatus
@@ -122,13 +122,15 @@ def create_backup(actor: RunnerActor, body: CreateBody | None = None) -> BackupA
 
 
 @router.get("/list", responses=problems(401, 403, 503))
-def list_backups(session: ReadSession, _actor: ObserverActor) -> BackupsAnswer:
+def list_backups(
+    session: ReadSession, _actor: ObserverActor, limit: Limit = 500, offset: Offset = 0
+) -> BackupsAnswer:
     """List the backups in the store, and those running or failed."""
     catalogue = get_catalogue_service()
-    items = [BackupAnswer.model_validate(record) for record in catalogue.records(session)]
+    records = catalogue.records(session)
     return BackupsAnswer(
-        items=items,
-        total=len(items),
+        items=[BackupAnswer.model_validate(one) for one in records[offset : offset + limit]],
+        total=len(records),
         breaks=[BreakAnswer.model_validate(each) for each in catalogue.breaks(session)],
         newest_proven_at=catalogue.age(session).newest_proven,
     )

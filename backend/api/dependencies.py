@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Final, Self
 
 from anyio import CapacityLimiter, fail_after
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 from pydantic import (
     AwareDatetime,
@@ -49,6 +49,10 @@ PlanDigest = Annotated[
         description="Of a dry run: the real run is refused if the plan has changed since.",
     ),
 ]
+
+# What a list shows at once, at most, and where it begins.
+Limit = Annotated[int, Query(ge=1, le=500)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
 
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
 # Who waits for another writer waits here and not in a thread: the one who writes needs a thread to

@@ -14,7 +14,9 @@ from backend.api.dependencies import (
     MAX_ID,
     Answer,
     Body,
+    Limit,
     Moment,
+    Offset,
     ReadSession,
     UserId,
     WriteSession,
@@ -53,9 +55,11 @@ class HoldsAnswer(Answer):
 
 
 @router.get("", responses=problems(401, 403))
-def list_holds(session: ReadSession, _actor: ReaderActor) -> HoldsAnswer:
-    """Show all holds, released ones included."""
-    holds = get_hold_service().all(session)
+def list_holds(
+    session: ReadSession, _actor: ReaderActor, limit: Limit = 500, offset: Offset = 0
+) -> HoldsAnswer:
+    """Show holds, newest first, released ones included."""
+    holds = get_hold_service().all(session, limit, offset)
     return HoldsAnswer(items=[HoldAnswer.model_validate(hold) for hold in holds])
 
 

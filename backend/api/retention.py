@@ -13,6 +13,8 @@ from backend.api.bodies import StrictRoute
 from backend.api.dependencies import (
     Answer,
     Body,
+    Limit,
+    Offset,
     PlanDigest,
     ReadSession,
     WriteSession,
@@ -275,8 +277,8 @@ def apply_policies(body: ApplyBody, actor: GraveRunnerActor) -> ApplyAnswer:
 def list_logs(
     session: ReadSession,
     _actor: ObserverActor,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    limit: Limit = 100,
+    offset: Offset = 0,
     data_type: Annotated[str | None, Query(min_length=1, max_length=64)] = None,
     run_id: UUID | None = None,
 ) -> LogsAnswer:
@@ -291,7 +293,7 @@ def list_logs(
 def list_notices(
     session: WriteSession,
     actor: AdminActor,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    limit: Limit = 100,
 ) -> NoticesAnswer:
     """Show which inactive people are still to be told that their account ends."""
     notices = get_notice_service().waiting(session, actor, limit)

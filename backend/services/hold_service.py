@@ -95,9 +95,10 @@ class HoldService:
             raise NotFoundError(f"no hold has the id {hold_id}")
         return hold
 
-    def all(self, session: Session) -> list[LegalHold]:
-        """All holds, newest first."""
-        return list(session.scalars(select(LegalHold).order_by(LegalHold.placed_at.desc())))
+    def all(self, session: Session, limit: int, offset: int = 0) -> list[LegalHold]:
+        """So many holds, newest first."""
+        newest_first = select(LegalHold).order_by(LegalHold.placed_at.desc(), LegalHold.id)
+        return list(session.scalars(newest_first.limit(limit).offset(offset)))
 
     def standing(self, session: Session) -> Holds:
         """Everything that is held now."""

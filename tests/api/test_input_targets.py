@@ -85,3 +85,21 @@ def test_odd_bytes_in_paths_and_queries_are_refused_or_find_nothing(
         assert answer.status_code in {200, 422}, (path, name)
         if "%00" in odd:
             assert answer.status_code == 422, (path, name)
+
+
+def test_every_list_has_an_end_and_the_rest_is_on_the_next_page(
+    client: TestClient, admin: dict[str, str]
+) -> None:
+    for number in range(3):
+        body = {"scope": "data_type", "data_type": "payment", "reason": f"claim {number}"}
+        assert client.post("/security/holds", json=body, headers=admin).status_code == 201
+    whole = client.get("/security/holds", headers=admin).json()["items"]
+    pages = [
+        client.get("/security/holds", params={"limit": 1, "offset": at}, headers=admin).json()
+        for at in range(3)
+    ]
+    assert [page["items"][0]["id"] for page in pages] == [hold["id"] for hold in whole]
+    for path in ("/security/holds", "/security/backup/list"):
+        for wrong in ({"limit": 0}, {"limit": 501}, {"offset": -1}):
+            answer = client.get(path, params=wrong, headers=admin)
+            assert answer.status_code == 422, (path, wrong)
