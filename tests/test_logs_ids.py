@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError
 from backend.services import scheduler_service
 from backend.services.scheduler_service import Job, SchedulerService
-from backend.services.store_service import get_store_service
 from backend.settings import AppEnv
 from main import create_app
 from tests.backup.promises import wait_until
@@ -61,7 +60,7 @@ def test_work_in_threads_is_logged_with_the_id_of_its_request(
             erased = client.post("/security/data/delete", json=body)
             assert erased.status_code == 200
             # The copy of its entry is written by a thread that nobody waits for.
-            wait_until(get_store_service().sync_due.is_set)
+            wait_until(lambda: "copy_failed" in written())
         with away(folders.first):
             # So is a backup, by one that its request waits for only until it has begun.
             begun = client.post("/security/backup/create", json={"wait": False})

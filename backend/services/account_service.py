@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.crypto import bearer, one_time_codes, passwords
@@ -77,7 +77,7 @@ class AccountService:
     def replace_hash(self, session: Session, user: User, hashed: str, actor: Actor) -> None:
         """Put a new password's hash in place; every sign-in of the account ends."""
         user.password_hash = hashed
-        self.end_sign_ins(session, user)
+        self.end_sign_ins(session, user.id)
         get_audit_service().record(session, "password_changed", actor, subject=user.uid)
 
     def set_role(self, session: Session, email: str, role: Role, actor: Actor) -> None:
@@ -95,18 +95,19 @@ class AccountService:
         if loses and session.scalar(admins) == 1:
             raise ConflictError("this is the last admin")
         user.role = role
-        self.end_sign_ins(session, user)
+        self.end_sign_ins(session, user.id)
         get_audit_service().record(
             session, "role_changed", actor, subject=user.uid, before=before, after=role
         )
 
-    def end_sign_ins(self, session: Session, user: User) -> None:
-        """Have every token of *user* refused from now on."""
+    def end_sign_ins(self, session: Session, user_id: int) -> None:
+        """Have every token of an account refused from now on; its row need not be readable."""
         now = datetime.now(UTC)
         # Tokens carry whole seconds, so that one of this second is not older by its time: the
         # sign-ins that it may be of are revoked by name.
-        user.tokens_valid_after = now.replace(microsecond=0)
-        ended = delete(SignIn).where(SignIn.user_id == user.id).returning(SignIn.id)
+        since = now.replace(microsecond=0)
+        session.execute(update(User).where(User.id == user_id).values(tokens_valid_after=since))
+        ended = delete(SignIn).where(SignIn.user_id == user_id).returning(SignIn.id)
         revoke(session, *(str(name) for name in session.scalars(ended)))
 
     def end_sign_ins_of(self, session: Session, email: str, actor: Actor) -> None:
@@ -117,7 +118,7 @@ class AccountService:
             SubjectNotFoundError: No account has this address.
         """
         user = self._require(session, email)
-        self.end_sign_ins(session, user)
+        self.end_sign_ins(session, user.id)
         get_audit_service().record(session, "sign_ins_ended", actor, subject=user.uid)
 
     def begin_codes(self, session: Session, user_id: int) -> tuple[str, str]:

@@ -230,7 +230,8 @@ class AuthService:
         """End the sign-in that *signed_in* came with: all of its tokens are refused."""
         name = signed_in.sign_in.id
         # Of two who sign out at once, the second one waits here and finds it done.
-        session.get_one(User, signed_in.actor.user_id, with_for_update=True)
+        mine = select(User.id).where(User.id == signed_in.actor.user_id)
+        session.execute(mine.with_for_update())
         session.execute(delete(SignIn).where(SignIn.id == UUID(name)))
         if session.get(RevokedToken, name) is None:
             revoke(session, name)
@@ -238,7 +239,7 @@ class AuthService:
 
     def sign_out_everywhere(self, session: Session, actor: Actor) -> None:
         """End every sign-in of *actor*."""
-        get_account_service().end_sign_ins(session, session.get_one(User, actor.user_id))
+        get_account_service().end_sign_ins(session, actor.user_id or 0)
         get_audit_service().record(session, "sign_out_everywhere", actor, subject=actor.uid)
 
     def change_password(

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 from fastapi.testclient import TestClient
 from jose import jwt
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from backend.db_utils import session_scope
 from backend.models import AuditEvent, RevokedToken, Role, SignIn, User
@@ -265,3 +265,16 @@ def test_a_form_without_what_its_grant_needs_is_refused(client: TestClient) -> N
         answer = client.post("/auth/token", data=form)
         assert answer.status_code == 422, form
         assert PASSWORD not in answer.text
+
+
+def test_one_signs_out_also_of_an_account_whose_row_cannot_be_opened(
+    client: TestClient, service: Service
+) -> None:
+    service.user(JANE)
+    first, second = signed_in(client), signed_in(client)
+    with session_scope() as session:
+        session.execute(text("UPDATE users SET full_name = 'damaged', phone = 'damaged'"))
+    assert client.post("/auth/logout", headers=bearer(first)).status_code == 204
+    assert who(client, first) == 401
+    assert client.post("/auth/logout/everywhere", headers=bearer(second)).status_code == 204
+    assert who(client, second) == 401

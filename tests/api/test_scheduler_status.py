@@ -17,6 +17,7 @@ from backend.models import Alert, AlertKind, BackupRecord, JobRun, JobStatus
 from backend.services.alert_service import get_alert_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
+from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.scheduler_service import (
     MAX_ATTEMPTS,
     Job,
@@ -186,6 +187,8 @@ def test_a_hold_to_be_reviewed_is_told_by_its_number(
     later.review_on = now + timedelta(days=2)
     released.released_at = now
     service.add(*holds)
+    # As every start makes one: without any, the trail's check has something to tell, too.
+    assert get_checkpoint_service().make() is not None
     use(_watch())
     assert _tick(TODAY) == []
     assert _tick(DUE) == ["watch"]

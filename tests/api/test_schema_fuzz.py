@@ -41,6 +41,7 @@ _OF_ANSWERS: Final = [
 ]  # fmt: skip
 # A second admin, or a code of this very half minute, is needed for these.
 _NEVER_DONE: Final = {
+    "POST /auth/codes/remove",
     "POST /security/approvals/{approval_id}", "DELETE /security/approvals/{approval_id}",
     "POST /auth/codes/confirm",
 }  # fmt: skip

@@ -54,13 +54,13 @@ def test_a_backup_that_is_made_while_a_copy_is_away_is_complete_and_copied_by_th
     with away(folders.second):
         backup_id = back_up()
     assert listed() == [backup_id]
-    assert objects(folders.second) == {}
+    # The checkpoint of the audit trail has a thread of its own that copies it, if it was late.
+    assert [name for name in objects(folders.second) if not name.startswith("audit-")] == []
     assert get_store_service().sync_due.is_set()
     # Else what was logged stands before the command's answer.
     capsys.readouterr()
     synced = run("backup", "sync", "--json").json
     assert (synced["removed"], synced["failed"]) == (0, [])
-    # The checkpoint of the audit trail has a thread of its own that copies it, if it was late.
     assert synced["copied"] in {3, 4}
     assert are_alike(folders)
     assert run("backup", "sync", "--json").json["copied"] == 0
