@@ -103,7 +103,7 @@ class CheckpointService:
             keys, head = chain_keys_of(session), get_chain_service().head(session)
         if head is None or head.link is None:
             return None
-        newest = _read_store(addresses()[0], keys, Known()).newest
+        newest = _newest(addresses()[0], keys, head.id)
         now, previous = datetime.now(UTC), None
         if newest is not None:
             if (newest.event_id, newest.link) == (head.id, head.link):
@@ -168,6 +168,22 @@ class CheckpointService:
 def is_checkpoint(name: str) -> bool:
     """Say whether an object has the name of a checkpoint, whoever's."""
     return name.startswith(_PREFIX)
+
+
+def _newest(address: StoreAddress, keys: ChainKeys, last: int) -> Checkpoint | None:
+    """
+    Return the newest checkpoint of a store, as a rule by reading that one alone.
+
+    It is the one of the highest event, unless a restore has lost events that checkpoints know.
+    """
+    where = open_store(address)
+    for name in reversed(where.names(f"{_PREFIX}{keys.chain_id}-", _SUFFIX)):
+        with suppress(NotFoundError, CheckpointRefusedError, BackupDamagedError):
+            found = _read(where, name, keys)
+            if found.event_id <= last:
+                return found
+            break
+    return _read_store(address, keys, Known()).newest
 
 
 def _read_store(address: StoreAddress, keys: ChainKeys, known: Known) -> Known:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
+import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
@@ -78,3 +79,11 @@ def _body(document: Mapping[str, Any], operation: Mapping[str, Any]) -> dict[str
             found: dict[str, Any] = document["components"]["schemas"][name.rsplit("/", 1)[1]]
             return found
     return None
+
+
+@pytest.fixture
+def swept(client: TestClient) -> list[Place]:
+    found = list(places(client.get("/openapi.json").json()))
+    assert len(found) >= 50
+    assert {place.where for place in found} == {"path", "query", "body"}
+    return found

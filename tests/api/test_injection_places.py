@@ -12,8 +12,10 @@ from sqlalchemy import func, select
 from backend.db_utils import session_scope
 from backend.models import Base, Role, User
 from main import create_app
-from tests.api.sweeps import NOWHERE, Headers, Place, bodies, places
+from tests.api.sweeps import NOWHERE, Headers, Place, bodies, places, swept
 from tests.conftest import PASSWORD, Service, SignIn
+
+__all__ = ["swept"]
 
 JANE: Final = "jane@example.com"
 PATHS: Final = (
@@ -45,14 +47,6 @@ def roles() -> dict[int, Role]:
 def service(sqlite_service: Service) -> Service:
     """None of this is a matter of the engine."""
     return sqlite_service
-
-
-@pytest.fixture
-def swept(client: TestClient) -> list[Place]:
-    found = list(places(client.get("/openapi.json").json()))
-    assert len(found) >= 50
-    assert {place.where for place in found} == {"path", "query", "body"}
-    return found
 
 
 def test_a_path_in_any_place_reaches_no_file(

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from backend.backup.storage import Store
+from backend.crypto.chain import ChainKeys
 from backend.crypto.checkpoints import Checkpoint
 from backend.crypto.signing import new_signing_key
 from backend.errors import UnavailableError
+from backend.services import checkpoint_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.checkpoint_service import get_checkpoint_service, is_checkpoint
@@ -166,6 +169,30 @@ def test_checkpoints_of_another_installation_are_left_alone(store: Path) -> None
     assert verify().status == "ok"
     get_checkpoint_service().forget(datetime.now(UTC) + timedelta(days=1))
     assert path.exists()
+
+
+def test_the_next_one_is_made_by_reading_the_newest_alone_whatever_was_put_beside_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        act()
+        last = anchor()
+    forged = store / f"audit-{keys().chain_id}-{10**15 + 7:016}-{'0' * 16}.json"
+    forged.write_text("{}")
+    read, tried = checkpoint_service._read, list[str]()
+
+    def counted(where: Store, name: str, chain: ChainKeys) -> Checkpoint:
+        tried.append(name)
+        return read(where, name, chain)
+
+    monkeypatch.setattr(checkpoint_service, "_read", counted)
+    act()
+    made = get_checkpoint_service().make()
+    assert made is not None
+    assert made.previous is not None
+    assert made.previous["event_id"] == last
+    # The forged one, which is none, and the newest.
+    assert len(tried) == 2
 
 
 def test_by_a_clock_that_was_set_back_the_newest_is_the_newest(store: Path) -> None:
