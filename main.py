@@ -129,10 +129,14 @@ async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 def _opened() -> bool:
-    """Get ready; say no where a service that keeps our key does not answer now."""
+    """Get ready; say no where what keeps this process from it may pass."""
     try:
         get_setup_service().open()
-    except UnavailableError as err:
+    except (UnavailableError, ConfigurationError) as err:
+        # Where the process that started this one got ready, a database that cannot be opened is
+        # away: a worker that ended for it would take the others with it.
+        if isinstance(err, ConfigurationError) and multiprocessing.parent_process() is None:
+            raise
         log.error("not_ready", code=err.code)
         return False
     if get_settings().scheduler_enabled:
