@@ -62,7 +62,8 @@ DESCRIPTION: Final = """
 Keeps people's data safely, proves it, and lets go of it when it must: encryption at rest, access
 and erasure, consent, retention, backup and recovery.
 
-Press **Authorize** and sign in with e-mail (as user name) and password.
+Press **Authorize** and sign in with e-mail (as user name) and password; a one-time code goes into
+the field client_secret.
 """
 log = structlog.get_logger(__name__)
 _STATIC: Final = Path(__file__).parent / "backend" / "web" / "static"
