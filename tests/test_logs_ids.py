@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
-from backend.services import scheduler_service
+from backend.services import scheduler_service, store_service
 from backend.services.scheduler_service import Job, SchedulerService
 from backend.settings import AppEnv
 from main import create_app
@@ -51,8 +51,10 @@ def client(folders: Folders, sign_in: SignIn) -> Iterator[TestClient]:
 
 
 def test_work_in_threads_is_logged_with_the_id_of_its_request(
-    service: Service, client: TestClient, folders: Folders
+    service: Service, client: TestClient, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A logger keeps the level that it was first used with, which may be another test's.
+    monkeypatch.setattr(store_service, "log", structlog.get_logger(store_service.__name__))
     guest = service.user("guest@example.com")
     with logged(AppEnv.PRODUCTION) as written:
         with away(folders.second):
