@@ -130,14 +130,10 @@ async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 def _opened() -> bool:
-    """Get ready; say no where what keeps this process from it may pass."""
+    """Get ready; say no where a service that keeps our key does not answer now."""
     try:
         get_setup_service().open()
-    except (UnavailableError, ConfigurationError) as err:
-        # Where the process that started this one got ready, a database that cannot be opened is
-        # away: a worker that ended for it would take the others with it.
-        if isinstance(err, ConfigurationError) and multiprocessing.parent_process() is None:
-            raise
+    except UnavailableError as err:
         log.error("not_ready", code=err.code)
         return False
     if get_settings().scheduler_enabled:

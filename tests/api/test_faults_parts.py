@@ -1,9 +1,7 @@
 """Parts that go away while a real server runs: 503, not ready, alive, and back by itself."""
 
-import os
 import secrets
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +17,6 @@ from typing import Final
 import pytest
 
 from tests.api.crowds import CONSENT, Answer, Caller, at_once, is_ready, until, writing
-from tests.api.test_faults import workers
 from tests.backup.clusters import as_server, new_folder, program
 from tests.backup.s3_server import cuttable_line
 from tests.backup.small_disks import small_disk
@@ -106,26 +103,6 @@ def test_a_database_that_stops_and_comes_back(tmp_path: Path, cluster: Cluster) 
         assert [each.text for each in written.refused if not each.is_put_off] == []
         there = Counter(caller.recorded())
         assert Counter(written.acknowledged) - there == Counter()
-        assert server.process.poll() is None
-
-
-def test_a_worker_that_is_replaced_while_the_database_is_away_waits_for_it(
-    tmp_path: Path, cluster: Cluster
-) -> None:
-    settings = SECRETS | {"DATABASE_URL": cluster.url, "WORKERS": "2"}
-    log = tmp_path / "log"
-    with serving(tmp_path / "data", log=log, **settings) as server:
-        caller = Caller.signed_in(server)
-        until(lambda: len(workers(log)) == 2)
-        cluster.stop()
-        os.kill(workers(log)[0], signal.SIGKILL)
-        # It has started again, and found that it has to wait.
-        until(lambda: "not_ready" in log.read_text())
-        assert is_alive(caller)
-        assert caller.get(CONSENT).is_put_off
-        cluster.start()
-        until(lambda: all(is_ready(caller) for _ in range(20)))
-        assert caller.sign_in(server.password).status == 200
         assert server.process.poll() is None
 
 
