@@ -72,9 +72,8 @@ def watch(acts: Acts, at_act: int, at_path: list[str]) -> None:
     sys.setprofile(look)
 
 
-def run(command: dict[str, Any]) -> int:
-    """Run *command* in this process, which is its own."""
-    output = os.open(command["output"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+def run(command: dict[str, Any], output: int) -> int:
+    """Run *command* in this process, which is its own; what it says goes to *output*."""
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.environ.update(command["environment"])
@@ -109,9 +108,13 @@ def main() -> None:
     warm_up()
     say(0)
     for line in sys.stdin:
+        command = json.loads(line)
+        # Here, so that one that is killed at its first moment has said nothing, too.
+        output = os.open(command["output"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         child = os.fork()
         if child == 0:
-            os._exit(run(json.loads(line)))
+            os._exit(run(command, output))
+        os.close(output)
         say(child)
         say(os.waitpid(child, 0)[1])
 
