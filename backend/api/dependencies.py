@@ -1,9 +1,10 @@
 """What endpoints ask for: a session, a body, who is signed in."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Annotated, Final, Self
 
-from anyio import CapacityLimiter, fail_after
+from anyio import CancelScope, CapacityLimiter, fail_after, to_thread
 from fastapi import Depends, Path, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 from pydantic import (
@@ -23,7 +24,7 @@ from backend.db_utils import (
     get_engine,
     is_storable,
     read_session,
-    write_session,
+    session_scope,
 )
 from backend.errors import UnavailableError
 from backend.services.auth_service import SignedIn, get_auth_service
@@ -61,6 +62,7 @@ _ONE: Final = CapacityLimiter(1)
 _SOME: Final = CapacityLimiter(20)
 
 
+@asynccontextmanager
 async def _turn() -> AsyncIterator[None]:
     # SQLite has one writer at a time anyway; half of the threads are left to others.
     turns = _ONE if get_engine().dialect.name == "sqlite" else _SOME
@@ -76,10 +78,24 @@ async def _turn() -> AsyncIterator[None]:
         turns.release_on_behalf_of(mine)
 
 
-def _write_session(
-    _turn: Annotated[None, Depends(_turn, scope="function")],
-) -> Iterator[Session]:
-    yield from write_session()
+async def _write_session() -> AsyncIterator[Session]:
+    async with _turn():
+        scope = session_scope()
+        # Opens nothing yet, so it takes no thread; its end does.
+        session = scope.__enter__()
+        try:
+            yield session
+        except BaseException as err:
+            await _leave(scope, err)
+            raise
+        await _leave(scope, None)
+
+
+async def _leave(scope: AbstractContextManager[Session], err: BaseException | None) -> None:
+    # Shielded: the request of a caller who has hung up is cancelled.
+    with CancelScope(shield=True):
+        kind, trace = (None, None) if err is None else (type(err), err.__traceback__)
+        await to_thread.run_sync(scope.__exit__, kind, err, trace, limiter=CapacityLimiter(1))
 
 
 # scope="function": the commit happens before the answer is sent. With the default, a commit that

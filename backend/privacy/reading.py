@@ -40,7 +40,8 @@ class Reader:
     """Reads one person's rows, table by table; what is empty costs nothing after the first look."""
 
     def __init__(self, session: Session, data_map: DataMap, subjects: Subjects) -> None:
-        self._session = session
+        # Past the session, which costs a third of a small statement.
+        self._connection = session.connection()
         self._params = subjects.params
         self._results = ExitStack()
         self._selects = (
@@ -68,7 +69,7 @@ class Reader:
             if not expected:
                 continue
             result = self._results.enter_context(
-                self._session.execute(way.statement, self._params, execution_options=many)
+                self._connection.execute(way.statement, self._params, execution_options=many)
             )
             if not way.hidden:
                 for row in result:
@@ -89,7 +90,7 @@ class Reader:
 
     @cached_property
     def _rows_by_way(self) -> dict["_Way", int]:
-        tally = self._session.execute(self._selects.tally, self._params).one()
+        tally = self._connection.execute(self._selects.tally, self._params).one()
         ways = [way for ways in self._selects.ways.values() for way in ways]
         return dict(zip(ways, tally, strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from backend.crypto.files import Lock, PassphraseLock, Sealer
@@ -37,6 +37,12 @@ PASSPHRASE_MIN = 12
 # How often a download makes sure that its person has not been erased since it began.
 _STILL_THERE_SECONDS = 1.0
 _REQUESTS = ("export", "import", "erasure", "erasure_queued")
+_events = AuditEvent.__table__.c
+_ASKED = (
+    select(_events.at, _events.action, _events.outcome)
+    .where(_events.subject_ref == bindparam("ref"), _events.action.in_(_REQUESTS))
+    .order_by(_events.at, _events.id)
+)
 
 
 class ComplianceService:
@@ -133,12 +139,8 @@ class ComplianceService:
 
     def _requests(self, session: Session, subject: Subject) -> list[dict[str, Any]]:
         """What was asked about the person and done with their data, from the audit trail."""
-        statement = (
-            select(AuditEvent.at, AuditEvent.action, AuditEvent.outcome)
-            .where(AuditEvent.subject_ref == subject.ref, AuditEvent.action.in_(_REQUESTS))
-            .order_by(AuditEvent.at, AuditEvent.id)
-        )
-        return [row._asdict() for row in session.execute(statement)]
+        found = session.execute(_ASKED, {"ref": subject.ref})
+        return [{"at": at, "action": action, "outcome": outcome} for at, action, outcome in found]
 
     def _terms(self, session: Session, user_id: int | None) -> Terms:
         settings = get_settings()

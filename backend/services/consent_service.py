@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
-from uuid import uuid4
+from typing import Final, NamedTuple
+from uuid import UUID, uuid4
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
@@ -34,13 +34,24 @@ class ConsentState:
     notice_version: str | None = None
 
 
+class ConsentEvent(NamedTuple):
+    """One decision; the evidence for it stays sealed."""
+
+    id: UUID
+    purpose: str
+    granted: bool
+    notice_version: str | None
+    method: str
+    recorded_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class ConsentRecord:
     """A person's consent: the state per purpose, and every event, oldest first."""
 
     user_id: int
     purposes: dict[str, ConsentState]
-    history: list[DataConsent]
+    history: list[ConsentEvent]
 
 
 class ConsentService:
@@ -56,7 +67,7 @@ class ConsentService:
         granted: bool,
         notice_version: str | None = None,
         evidence: str | None = None,
-    ) -> DataConsent:
+    ) -> ConsentEvent:
         """
         Add an event to a person's consent history.
 
@@ -81,14 +92,12 @@ class ConsentService:
         if last is not None and last.recorded_at >= now:
             # A clock set back must not let an older event be the newest.
             now = last.recorded_at + timedelta(microseconds=1)
-        event = DataConsent(
+        event = ConsentEvent(
             id=uuid4(),
-            user_id=user_id,
             purpose=purpose,
             granted=granted,
             notice_version=notice_version,
             method="self" if actor.user_id == user_id else "admin",
-            evidence=evidence,
             recorded_at=now,
         )
         if not granted and last is not None and last.granted:
@@ -96,12 +105,12 @@ class ConsentService:
             entry = get_ledger_service().enter(
                 session, LedgerKind.WITHDRAW_CONSENT, ref, actor, at=now, purpose=purpose
             )
-            event.id = entry.id
-        session.add(event)
+            event = event._replace(id=entry.id)
+        values = {**event._asdict(), "user_id": user_id, "evidence": evidence}
+        session.connection().execute(_NEW, values)
         get_audit_service().record(
             session, "consent", actor, subject=uid, purpose=purpose, granted=granted
         )
-        session.flush()
         return event
 
     def show(self, actor: Actor, user_id: int) -> ConsentRecord:
@@ -128,7 +137,8 @@ class ConsentService:
         Raises:
             SubjectNotFoundError: Nobody has this id.
         """
-        history = list(session.scalars(_EVENTS, {"user_id": user_id}))
+        found = session.connection().execute(_EVENTS, {"user_id": user_id})
+        history = [ConsentEvent._make(row) for row in found]
         if not history:
             get_subject_service().uid_of(session, user_id)
         states = {purpose: ConsentState() for purpose in get_settings().purposes}
@@ -142,13 +152,14 @@ class ConsentService:
         return ConsentRecord(user_id, states, history)
 
 
-# Built once: reading consent is what applications ask for most.
-_EVENTS: Final = (
-    select(DataConsent)
-    .where(DataConsent.user_id == bindparam("user_id"))
-    .order_by(DataConsent.recorded_at.desc(), DataConsent.id.desc())
-)
+# Built once, and past the mapper: reading consent is what applications ask for most.
 _events = DataConsent.__table__.c
+_EVENTS: Final = (
+    select(*(_events[name] for name in ConsentEvent._fields))
+    .where(_events.user_id == bindparam("user_id"))
+    .order_by(_events.recorded_at.desc(), _events.id.desc())
+)
+_NEW: Final = insert(DataConsent)
 _LAST: Final = (
     select(_events.recorded_at, _events.granted)
     .where(_events.user_id == bindparam("user_id"), _events.purpose == bindparam("purpose"))

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, true
+from sqlalchemy import ColumnElement, bindparam, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError, NotFoundError, RefusedError, SubjectNotFoundError
@@ -16,6 +16,26 @@ from backend.privacy.mapped_tables import MappedTable
 from backend.privacy.steps import descendants_first, hanging_from
 from backend.privacy.walk import Subjects, mentioned, owned, reached, rows_of
 from backend.services.audit_service import Actor, get_audit_service
+
+
+class Hold(NamedTuple):
+    """What a standing hold keeps; its reason stays sealed."""
+
+    id: UUID
+    scope: HoldScope
+    user_id: int | None
+    data_type: str | None
+    row_id: int | None
+
+
+# Built once: every export and erasure asks.
+_holds = LegalHold.__table__.c
+_STANDING: Final = select(*(_holds[name] for name in Hold._fields)).where(
+    _holds.released_at.is_(None)
+)
+_ON_PERSON: Final = _STANDING.where(
+    or_(_holds.data_type.is_not(None), _holds.user_id == bindparam("person"))
+)
 
 
 class HoldService:
@@ -105,9 +125,7 @@ class HoldService:
         people: set[int] = set()
         data_types: set[str] = set()
         rows: dict[str, set[int]] = {}
-        # Their reasons are sealed, and nobody asks for them here.
-        named = select(LegalHold.scope, LegalHold.user_id, LegalHold.row_id, LegalHold.data_type)
-        for hold in session.execute(named.where(LegalHold.released_at.is_(None))):
+        for hold in map(Hold._make, session.execute(_STANDING)):
             if hold.scope is HoldScope.PERSON and hold.user_id is not None:
                 people.add(hold.user_id)
             elif hold.scope is HoldScope.ROW and hold.row_id is not None:
@@ -123,14 +141,14 @@ class HoldService:
             select(LegalHold.id).where(LegalHold.released_at.is_(None), LegalHold.review_on <= now)
         ).all()
 
-    def on_person(self, session: Session, user_id: int) -> list[LegalHold]:
+    def on_person(self, session: Session, user_id: int) -> list[Hold]:
         """The standing holds that keep this person or a row of theirs."""
-        standing = session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None)))
-        return [hold for hold in standing if self._keeps(session, hold, user_id)]
+        standing = session.execute(_ON_PERSON, {"person": user_id}).all()
+        return [hold for hold in map(Hold._make, standing) if self._keeps(session, hold, user_id)]
 
-    def on_mentions(self, session: Session, subjects: Subjects) -> list[LegalHold]:
+    def on_mentions(self, session: Session, subjects: Subjects) -> list[Hold]:
         """The standing holds that keep others' rows in which the person is named as they are."""
-        standing = session.scalars(select(LegalHold).where(LegalHold.released_at.is_(None))).all()
+        standing = [Hold._make(row) for row in session.execute(_STANDING)]
         if not standing:
             return []
         named = [
@@ -147,7 +165,7 @@ class HoldService:
     def _covers(
         self,
         session: Session,
-        hold: LegalHold,
+        hold: Hold,
         mapped: MappedTable,
         rows: ColumnElement[bool],
         params: Mapping[str, Any],
@@ -158,7 +176,7 @@ class HoldService:
         statement = select(func.count()).select_from(mapped.table).where(rows, held)
         return bool(session.scalar(statement, params))
 
-    def _keeps(self, session: Session, hold: LegalHold, user_id: int) -> bool:
+    def _keeps(self, session: Session, hold: Hold, user_id: int) -> bool:
         if hold.data_type is None:
             return hold.user_id == user_id
         mapped = DATA_MAP.by_data_type[hold.data_type]
@@ -185,7 +203,7 @@ class HoldService:
         return number
 
 
-def _held_rows(hold: LegalHold, mapped: MappedTable) -> ColumnElement[bool] | None:
+def _held_rows(hold: Hold, mapped: MappedTable) -> ColumnElement[bool] | None:
     """Return the predicate for rows of *mapped* that *hold* keeps; `None` if it can keep none."""
     if hold.data_type is None:
         person = DATA_MAP.subject.key == hold.user_id

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Final, cast
 
 import orjson
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigurationError, NotFoundError, RefusedError
@@ -20,6 +20,7 @@ from backend.settings import RetentionAction, get_settings
 _ENVIRONMENT: Final = "environment"
 _API: Final = "api"
 _DATA_MAP: Final = "data_map"
+_POLICIES: Final = select(RetentionPolicy.__table__)
 
 
 class UnknownDataTypeError(RefusedError):
@@ -87,7 +88,7 @@ class PolicyService:
 
         People come last, so that no policy takes rows that a later one has counted.
         """
-        stored = {row.data_type: row for row in session.scalars(select(RetentionPolicy))}
+        stored = {row.data_type: row for row in session.execute(_POLICIES)}
         return [
             _stored(stored[data_type]) if data_type in stored else _default(data_type)
             for data_type in reversed(DATA_MAP.by_data_type)
@@ -252,7 +253,7 @@ def _default(data_type: str) -> Policy:
     return Policy(data_type, period, action, enabled=True, source=_DATA_MAP)
 
 
-def _stored(row: RetentionPolicy) -> Policy:
+def _stored(row: RetentionPolicy | Row[Any]) -> Policy:
     period = Period.parse(row.period, year_end=row.year_end)
     return Policy(row.data_type, period, row.action, row.enabled, _API, row.updated_at)
 

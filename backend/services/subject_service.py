@@ -1,13 +1,14 @@
 """The data subject: finding them, and what stands in the way of erasing them."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from backend.db_utils import session_scope
@@ -46,12 +47,25 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """What of a person's own row leads to everything else; the rest of it stays sealed."""
+
+    id: int
+    uid: UUID
+    anonymized_at: datetime | None
+    role: Role
+    is_active: bool
+    email: str | None = field(repr=False)
+    phone: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """
     One person.
 
     Attributes:
-        user: Their own row; `None` for somebody who is only named in others' rows.
+        person: From their own row; `None` for somebody who is only named in others' rows.
         rows: What selects everything that speaks of them.
         ref: Keyed reference; of the random `uid` where there is one.
         identity_refs: Keyed references of the addresses by which others' rows name them.
@@ -59,7 +73,7 @@ class Subject:
             whom they speak of.
     """
 
-    user: User | None
+    person: Person | None
     rows: Subjects
     ref: str
     identity_refs: tuple[str, ...]
@@ -67,50 +81,58 @@ class Subject:
 
     @property
     def number(self) -> int | None:
-        return None if self.user is None else self.user.id
+        return None if self.person is None else self.person.id
 
 
-_users = User.__table__
-_UID: Final = select(_users.c.uid, _users.c.anonymized_at).where(
-    _users.c.id == bindparam("user_id")
+# Built once, and past the mapper, which would open every cell of the row.
+_users = User.__table__.c
+_PEOPLE: Final = select(*(_users[name] for name in Person.__slots__))
+_PERSON: Final = _PEOPLE.where(_users.id == bindparam("user_id"))
+_UID: Final = select(_users.uid, _users.anonymized_at).where(_users.id == bindparam("user_id"))
+_SAME_PHONE: Final = (
+    select(_users.id)
+    .where(
+        _users.phone_index.in_(bindparam("phones", expanding=True)),
+        _users.id != bindparam("user_id"),
+    )
+    .limit(1)
 )
 
 
 class SubjectService:
     """Finds people, and says why one may not be erased."""
 
-    def require(self, session: Session, user_id: int, *, lock: bool = False) -> User:
+    def require(self, session: Session, user_id: int, *, lock: bool = False) -> Person:
         """
-        Return the person's row, *lock*ed against every other writer of their rows where asked.
+        Return the person, *lock*ed against every other writer of their rows where asked.
 
         Raises:
             SubjectNotFoundError: Nobody has this id.
             SubjectErasedError: They were made anonymous.
         """
-        # Read anew under the lock: another may have erased them since they were found.
-        user = session.get(User, user_id, with_for_update=lock or None, populate_existing=lock)
-        if user is None:
-            raise SubjectNotFoundError(f"no person has the id {user_id}")
-        if user.anonymized_at is not None:
-            raise SubjectErasedError(f"person {user_id} was erased")
-        return user
+        return Person(*self._row(session, _PERSON, user_id, lock=lock))
 
     def uid_of(self, session: Session, user_id: int, *, lock: bool = False) -> UUID:
         """
-        Return the person's `uid`, which costs less than their row; *lock* as in `require`.
+        Return the person's `uid`, for which no cell is opened; *lock* as in `require`.
 
         Raises:
             SubjectNotFoundError: Nobody has this id.
             SubjectErasedError: They were made anonymous.
         """
-        statement = _UID.with_for_update() if lock else _UID
+        uid: UUID = self._row(session, _UID, user_id, lock=lock)[0]
+        return uid
+
+    def _row(
+        self, session: Session, asked: Select[Any], user_id: int, *, lock: bool
+    ) -> Sequence[Any]:
+        statement = asked.with_for_update() if lock else asked
         row = session.connection().execute(statement, {"user_id": user_id}).one_or_none()
         if row is None:
             raise SubjectNotFoundError(f"no person has the id {user_id}")
         if row.anonymized_at is not None:
             raise SubjectErasedError(f"person {user_id} was erased")
-        uid: UUID = row.uid
-        return uid
+        return row
 
     def find(self, session: Session, who: Who) -> Subject:
         """
@@ -133,11 +155,12 @@ class SubjectService:
             raise RefusedError(f"this is no {identity} that anybody could have")
         terms = IDENTITY_INDEXES[identity].terms(address)
         column = DATA_MAP.subject.identities[identity]
-        people = session.scalars(select(User).where(column.in_(terms)).order_by(User.id)).all()
+        named = session.execute(_PEOPLE.where(column.in_(terms)).order_by(_users.id))
+        people = [Person(*row) for row in named]
         if len(people) > 1:
             raise ConflictError(
                 "several people have this telephone: name the person by user_id",
-                user_ids=[user.id for user in people],
+                user_ids=[person.id for person in people],
             )
         if people:
             return self._of(session, people[0])
@@ -195,12 +218,12 @@ class SubjectService:
             LegalHoldError: A hold keeps them, or a row that names them; gives the holds.
         """
         subject = self.find(session, who)
-        if subject.user is None:
+        if subject.person is None:
             self._lock_mentions(session, subject)
         else:
-            self._refuse_last_admin(session, subject.user)
+            self._refuse_last_admin(session, subject.person)
             # Their addresses anew: another may have changed them meanwhile.
-            subject = self._of(session, self.require(session, subject.user.id, lock=True))
+            subject = self._of(session, self.require(session, subject.person.id, lock=True))
         holds = get_hold_service().on_mentions(session, subject.rows)
         if subject.number is not None:
             holds += get_hold_service().on_person(session, subject.number)
@@ -226,29 +249,29 @@ class SubjectService:
         if not locked:
             raise SubjectNotFoundError("nobody is named so any more")
 
-    def _of(self, session: Session, user: User) -> Subject:
-        addresses = {Identity.EMAIL: user.email, Identity.PHONE: user.phone}
+    def _of(self, session: Session, person: Person) -> Subject:
+        addresses = {Identity.EMAIL: person.email, Identity.PHONE: person.phone}
         known = {identity: text for identity, text in addresses.items() if text}
         terms = {identity: IDENTITY_INDEXES[identity].terms(text)
                  for identity, text in known.items()}  # fmt: skip
         ambiguous = None
         phones = terms.get(Identity.PHONE)
-        if phones and self._have_others(session, user, phones):
+        if phones and self._have_others(session, person.id, phones):
             ambiguous = Subjects.one(DATA_MAP, None, {Identity.PHONE: terms.pop(Identity.PHONE)})
         return Subject(
-            user,
-            Subjects.one(DATA_MAP, user.id, terms),
-            reference_to(session, user.uid),
+            person,
+            Subjects.one(DATA_MAP, person.id, terms),
+            reference_to(session, person.uid),
             tuple(reference_to_address(session, each, known[each]) for each in terms),
             ambiguous,
         )
 
-    def _have_others(self, session: Session, user: User, phones: list[str]) -> bool:
-        others = select(User.id).where(User.phone_index.in_(phones), User.id != user.id)
-        return session.scalar(others.limit(1)) is not None
+    def _have_others(self, session: Session, user_id: int, phones: list[str]) -> bool:
+        asked = {"user_id": user_id, "phones": phones}
+        return session.connection().scalar(_SAME_PHONE, asked) is not None
 
-    def _refuse_last_admin(self, session: Session, user: User) -> None:
-        if user.role is Role.ADMIN and user.is_active:
+    def _refuse_last_admin(self, session: Session, person: Person) -> None:
+        if person.role is Role.ADMIN and person.is_active:
             # Locked in one order, so that two admins cannot erase each other at once.
             admins = select(User.id).where(User.role == Role.ADMIN, User.is_active)
             if len(session.scalars(admins.order_by(User.id).with_for_update()).all()) == 1:

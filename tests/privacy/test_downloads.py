@@ -16,6 +16,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
@@ -199,3 +200,29 @@ def test_a_download_of_a_person_who_is_erased_meanwhile_ends(
     with pytest.raises(HoldfastError) as ended:
         list(chunks)
     assert ended.value.code in ("subject_not_found", "subject_erased")
+
+
+def test_an_export_that_fits_one_chunk_has_a_length_and_others_are_streamed(
+    client: TestClient, service: Service, admin: dict[str, str]
+) -> None:
+    person = service.user(JANE)
+    answer = client.post("/security/data/export", json={"user_id": person}, headers=admin)
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.json()["data"]["users"][0]["email"] == JANE
+    many_rows(person, 600, words="words " * 40)
+    answer = client.post("/security/data/export", json={"user_id": person}, headers=admin)
+    assert "content-length" not in answer.headers
+    assert len(answer.content) > 2 * streams.CHUNK_BYTES
+    assert len(answer.json()["data"]["feedback"]) == 600
+
+
+def test_what_goes_wrong_before_the_first_byte_is_answered_and_leaves_nothing_open(
+    client: TestClient, service: Service, admin: dict[str, str]
+) -> None:
+    person = service.user(JANE, full_name="Jane Known")
+    with session_scope() as session:
+        session.execute(text("UPDATE users SET full_name = 'enc1.damaged'"))
+    answer = client.post("/security/data/export", json={"user_id": person}, headers=admin)
+    assert (answer.status_code, answer.json()["code"]) == (500, "malformed_token")
+    assert "Jane" not in answer.text
+    assert (checked_out(), in_transaction(service)) == (0, 0)

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import httpx2 as httpx
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from backend.db_utils import session_scope
 from backend.models import AuditEvent
@@ -186,3 +186,18 @@ def test_a_hold_on_a_retained_row_keeps_it_when_the_law_no_longer_does(
     release(client, admin, hold_id)
     client.post("/security/retention/apply", json=body, headers=admin)
     assert dump()["invoices"] == dump()["invoice_lines"] == {}
+
+
+def test_the_reasons_of_holds_stay_sealed_where_others_are_exported_and_erased(
+    client: TestClient, service: Service, admin: dict[str, str]
+) -> None:
+    held, other = plant("A"), service.user("joe@example.com")
+    for what in ({"user_id": held.id}, {"data_type": "booking"}):
+        scope = "person" if "user_id" in what else "data_type"
+        assert place(client, admin, scope, **what).status_code == 201
+    with session_scope() as session:
+        session.execute(text("UPDATE legal_holds SET reason = 'no token'"))
+    answer = client.post("/security/data/export", json={"user_id": other}, headers=admin)
+    assert answer.json()["data"]["users"][0]["email"] == "joe@example.com"
+    assert len(erase(client, admin, held.id).json()["holds"]) == 2
+    assert erase(client, admin, other).status_code == 200
