@@ -45,7 +45,7 @@ from backend.api import (
 )
 from backend.api.access import require_declared
 from backend.api.connections import BoundedConnection
-from backend.api.middleware import RequestMiddleware
+from backend.api.middleware import AdmissionMiddleware, RequestMiddleware
 from backend.api.problems import Problem, add_problem_handlers
 from backend.crypto.tls import server_context
 from backend.db_utils import dispose_engine
@@ -94,6 +94,12 @@ def create_app() -> FastAPI:
         require_declared(module.router)
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.add_middleware(
+        AdmissionMiddleware,
+        max_concurrent=settings.max_concurrent_requests,
+        https_only=settings.is_production,
+    )
+    # Around it, so that a page may read what is refused, and when to come back.
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -103,11 +109,7 @@ def create_app() -> FastAPI:
             expose_headers=("Content-Disposition", "Retry-After", "X-Request-ID"),
         )
     # Added last, it is around all others.
-    app.add_middleware(
-        RequestMiddleware,
-        max_concurrent=settings.max_concurrent_requests,
-        https_only=settings.is_production,
-    )
+    app.add_middleware(RequestMiddleware)
     add_problem_handlers(app)
     _describe_problems(app)
     return app

@@ -9,14 +9,14 @@ from pydantic import Field
 from backend.api import examples
 from backend.api.access import ReaderActor
 from backend.api.bodies import StrictRoute
-from backend.api.dependencies import MAX_ID, Answer, Limit, Moment, WriteSession
+from backend.api.dependencies import MAX_ID, Answer, InAddress, Limit, Moment, WriteSession
 from backend.api.problems import problems
 from backend.services.audit_service import Sought, get_audit_service
 from backend.services.trail_service import Verdict, get_trail_service
 from backend.services.trail_walk import BreakKind
 
 router = APIRouter(prefix="/security/audit", tags=["audit"], route_class=StrictRoute)
-Number = Annotated[int | None, Query(gt=0, le=MAX_ID)]
+Number = Annotated[int | None, Query(gt=0, le=MAX_ID), InAddress]
 Word = Annotated[str | None, Query(min_length=1, max_length=64)]
 
 
@@ -77,7 +77,7 @@ def read_events(  # noqa: PLR0913 - each is a question of its own
     outcome: Word = None,
     since: Moment | None = None,
     until: Moment | None = None,
-    before: Annotated[int | None, Query(gt=0, le=2**63 - 1)] = None,
+    before: Annotated[int | None, Query(gt=0, le=2**63 - 1), InAddress] = None,
     limit: Limit = 100,
 ) -> EventsAnswer:
     """

@@ -186,8 +186,11 @@ def parse_form(content: bytes) -> list[tuple[str, str]]:
     """
     try:
         pairs = parse_qsl(
-            content.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS
-        )
+            content.decode(), keep_blank_values=True, errors="strict",
+            max_num_fields=MAX_FORM_FIELDS,
+        )  # fmt: skip
+    except UnicodeDecodeError:
+        raise invalid("body", "is no text in UTF-8") from None
     except ValueError:
         raise invalid("body", "too many fields") from None
     _refuse_twice("body", (name for name, _ in pairs))

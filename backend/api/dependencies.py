@@ -1,13 +1,16 @@
 """What endpoints ask for: a session, a body, who is signed in."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Final, Self
 
 from anyio import CancelScope, CapacityLimiter, fail_after, to_thread
 from fastapi import Depends, Path, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -32,7 +35,19 @@ from backend.services.subject_service import MAX_ADDRESS_CHARS, MAX_USER_ID, Who
 
 MAX_ID: Final = MAX_USER_ID
 UserId = Annotated[int, Field(strict=True, gt=0, le=MAX_ID, examples=[7])]
-UserIdInPath = Annotated[int, Path(gt=0, le=MAX_ID, examples=[7])]
+
+
+def _as_it_is_written(value: object) -> object:
+    # Pydantic also takes 3.0, 3_0 and +3, which who reads the address before us takes for others.
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError("a number is written in digits alone")
+    return value
+
+
+_NUMBER: Final = re.compile("0|[1-9][0-9]{0,19}", re.ASCII)
+# A number in an address: of a person, of a row, of how many to show.
+InAddress = BeforeValidator(_as_it_is_written)
+UserIdInPath = Annotated[int, Path(gt=0, le=MAX_ID, examples=[7]), InAddress]
 
 
 def _written_out(value: object) -> object:
@@ -42,7 +57,16 @@ def _written_out(value: object) -> object:
     return value
 
 
-Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time between the years 1 and 9999, also in UTC") from None
+
+
+Moment = Annotated[
+    AwareDatetime, Field(strict=False), BeforeValidator(_written_out), AfterValidator(_in_utc)
+]
 PlanDigest = Annotated[
     str | None,
     Field(
@@ -52,8 +76,8 @@ PlanDigest = Annotated[
 ]
 
 # What a list shows at once, at most, and where it begins.
-Limit = Annotated[int, Query(ge=1, le=500)]
-Offset = Annotated[int, Query(ge=0, le=10**9)]
+Limit = Annotated[int, Query(ge=1, le=500), InAddress]
+Offset = Annotated[int, Query(ge=0, le=10**9), InAddress]
 
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
 # Who waits for another writer waits here and not in a thread: the one who writes needs a thread to

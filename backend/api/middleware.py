@@ -1,4 +1,4 @@
-"""Around every request: an id, a limit, safe headers, one log line, one count."""
+"""Around every request: an id, safe headers, one log line, one count; and what is let in at all."""
 
 import secrets
 import time
@@ -6,13 +6,20 @@ from collections.abc import Iterable
 from typing import Final
 
 import structlog
+from anyio import CancelScope
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.api.problems import problem_response, unexpected_error
-from backend.errors import BusyError, HoldfastError, HttpsRequiredError, UnavailableError
+from backend.errors import (
+    BusyError,
+    HoldfastError,
+    HttpsRequiredError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 from backend.services.setup_service import get_setup_service
 
 log = structlog.get_logger("request")
@@ -38,14 +45,22 @@ _ALWAYS: Final = (*_PROBES, "/openapi.json", *_PAGES)
 _HSTS: Final = "max-age=31536000"
 
 
+def safe_headers(path: str, scheme: str, request_id: str) -> Iterable[tuple[str, str]]:
+    """Yield what every answer carries."""
+    yield from _HEADERS
+    yield "X-Request-ID", request_id
+    yield _CSP, _PAGE_POLICY if path.startswith(_PAGES) else _POLICY
+    # Behind a token nothing may be kept; the pages' own files may.
+    yield "Cache-Control", "max-age=3600" if path.startswith("/static/") else "no-store"
+    if scheme == "https":
+        yield "Strict-Transport-Security", _HSTS
+
+
 class RequestMiddleware:
     """Plain ASGI: it neither buffers bodies nor adds a task per request."""
 
-    def __init__(self, app: ASGIApp, *, max_concurrent: int, https_only: bool) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._max_concurrent = max_concurrent
-        self._https_only = https_only
-        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +79,7 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 # A page may bring a policy of its own, which allows its style and no more.
                 own = headers.get(_CSP)
-                for name, value in self._headers(scope, request_id):
+                for name, value in safe_headers(scope["path"], scope["scheme"], request_id):
                     headers[name] = value
                 if own is not None:
                     headers[_CSP] = own
@@ -73,13 +88,8 @@ class RequestMiddleware:
                 answered = time.perf_counter()
             await send(message)
 
-        self._under_way += 1
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                if (refusal := self._refusal(scope)) is not None:
-                    answer = problem_response(Request(scope), refusal)
-                    await answer(scope, receive, send_with_headers)
-                    return
                 await self._app(scope, receive, send_with_headers)
             except Exception as err:
                 answer = unexpected_error(Request(scope), err)
@@ -88,33 +98,8 @@ class RequestMiddleware:
                     raise
                 await answer(scope, receive, send_with_headers)
             finally:
-                self._under_way -= 1
                 ended = answered or time.perf_counter()
                 self._count(scope, status, ended - started)
-
-    def _refusal(self, scope: Scope) -> HoldfastError | None:
-        """Say why a request is not even looked at."""
-        path = scope["path"]
-        if self._https_only and scope["scheme"] != "https" and path not in _PROBES:
-            return HttpsRequiredError("send it again over HTTPS, and renew what was sent in clear")
-        if not (get_setup_service().is_open or path.startswith(_ALWAYS)):
-            return UnavailableError("the service is not ready yet")
-        if self._under_way > self._max_concurrent and path not in _PROBES:
-            return BusyError("too many requests are under way")
-        return None
-
-    def _headers(self, scope: Scope, request_id: str) -> Iterable[tuple[str, str]]:
-        yield from _HEADERS
-        yield "X-Request-ID", request_id
-        page = scope["path"].startswith(_PAGES)
-        yield _CSP, _PAGE_POLICY if page else _POLICY
-        # Behind a token nothing may be kept; the pages' own files may.
-        yield (
-            "Cache-Control",
-            "max-age=3600" if scope["path"].startswith("/static/") else "no-store",
-        )
-        if scope["scheme"] == "https":
-            yield "Strict-Transport-Security", _HSTS
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern, never the path: a path may carry an id.
@@ -129,3 +114,75 @@ class RequestMiddleware:
             status=status,
             milliseconds=round(seconds * 1000, 1),
         )
+
+
+class AdmissionMiddleware:
+    """Says which requests are looked at: so many at once, over HTTPS, once the service is ready."""
+
+    def __init__(self, app: ASGIApp, *, max_concurrent: int, https_only: bool) -> None:
+        self._app = app
+        self._max_concurrent = max_concurrent
+        self._https_only = https_only
+        self._under_way = 0
+        # Those that wait for more of a body, the longest first.
+        self._waiting: dict[CancelScope, None] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._under_way += 1
+        try:
+            if (refusal := self._refusal(scope)) is not None:
+                await problem_response(Request(scope), refusal)(scope, receive, send)
+            else:
+                await self._app(scope, self._aside(receive), send)
+        finally:
+            self._under_way -= 1
+
+    def _refusal(self, scope: Scope) -> HoldfastError | None:
+        """Say why a request is not even looked at."""
+        path = scope["path"]
+        if self._https_only and scope["scheme"] != "https" and path not in _PROBES:
+            return HttpsRequiredError("send it again over HTTPS, and renew what was sent in clear")
+        if not (get_setup_service().is_open or path.startswith(_ALWAYS)):
+            return UnavailableError("the service is not ready yet")
+        if self._under_way > self._max_concurrent and path not in _PROBES:
+            return BusyError("too many requests are under way")
+        return None
+
+    def _aside(self, receive: Receive) -> Receive:
+        """Have a request give its place back while it waits for its body."""
+        arriving = True
+
+        async def receive_aside() -> Message:
+            nonlocal arriving
+            message = await (self._await_body(receive) if arriving else receive())
+            arriving = message.get("more_body", False)
+            return message
+
+        return receive_aside
+
+    async def _await_body(self, receive: Receive) -> Message:
+        """
+        Receive a part of a body; whoever only waits for one keeps nobody from being answered.
+
+        Raises:
+            RequestTimeoutError: More wait than may be under way, and this one has for longest.
+            BusyError: It is here, and by now too many others are under way.
+        """
+        self._under_way -= 1
+        with CancelScope() as waiting:
+            self._waiting[waiting] = None
+            if len(self._waiting) > self._max_concurrent:
+                next(iter(self._waiting)).cancel()
+            try:
+                message = await receive()
+            finally:
+                del self._waiting[waiting]
+                self._under_way += 1
+        if waiting.cancelled_caught:
+            raise RequestTimeoutError("the body did not arrive in time")
+        if self._under_way > self._max_concurrent:
+            raise BusyError("too many requests are under way")
+        return message

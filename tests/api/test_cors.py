@@ -56,6 +56,17 @@ def test_a_page_may_read_why_it_was_refused(client: TestClient) -> None:
     assert answer.headers["access-control-allow-origin"] == OURS
 
 
+def test_a_page_may_read_why_it_was_not_even_let_in(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_ENV", "production")
+    clear_caches()
+    answer = TestClient(create_app()).get("/auth/me", headers={"Origin": OURS})
+    assert (answer.status_code, answer.json()["code"]) == (403, "https_required")
+    assert answer.headers["access-control-allow-origin"] == OURS
+    assert lacking(answer.headers, path="/auth/me") == ["/auth/me: no CORS"]
+
+
 @pytest.mark.parametrize("origin", OTHERS)
 def test_no_other_origin_is_let_in(client: TestClient, origin: str) -> None:
     for answer in (

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -14,6 +15,8 @@ from backend.api.strict_json import MAX_DEPTH, parse_json
 from backend.db_utils import session_scope
 from backend.errors import InvalidRequestError
 from backend.models import DataConsent
+from backend.services.account_service import get_account_service
+from backend.services.audit_service import COMMAND_LINE
 from main import create_app
 from tests.conftest import ADMIN, PASSWORD, Service
 
@@ -249,3 +252,19 @@ def test_a_form_of_many_fields_is_refused() -> None:
     assert len(parse_form("&".join(fields[:20]).encode())) == 20
     with pytest.raises(InvalidRequestError, match="too many"):
         parse_form("&".join(fields).encode())
+
+
+def test_a_form_is_read_as_utf_8_however_it_is_spelled(
+    client: TestClient,
+) -> None:
+    password = "ünter hohen Föhren schläft 7 Igel"
+    with session_scope() as session:
+        get_account_service().create(session, "jürgen@example.com", password, COMMAND_LINE)
+    for spelled in (
+        f"username=jürgen@example.com&password={password}".encode(),
+        urlencode({"username": "jürgen@example.com", "password": password}).encode(),
+    ):
+        assert client.post("/auth/token", content=spelled, headers=FORM).status_code == 200
+    for cut in (b"username=a&password=%ff", b"username=a&password=\xff"):
+        refused = client.post("/auth/token", content=cut, headers=FORM)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")

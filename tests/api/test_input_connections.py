@@ -37,6 +37,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
          b"\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: a\x00b\r\n", b"\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nX-A: a\r\n", b"\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n", b"\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\nHost: x\r\nHost: y\r\n", b"\r\n", 400),
+        (b"GET /healthz HTTP/2.0\r\nHost: x\r\n", b"\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nAuthorization: a\r\nAuthorization: b\r\n",
+         b"\r\n", 400),
+        (b"POST /auth/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n",
+         b"\r\n", 400),
+        (b"POST /auth/token HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", b"\r\n",
+         400),
     ],
 )  # fmt: skip
 def test_a_head_that_is_endless_or_no_http_is_refused(
@@ -96,6 +106,38 @@ def test_a_late_head_does_not_get_into_the_answer_before_it(
         # Cut, and nothing else.
         assert caller.rest() == b"1"
         go_on.set()
+
+
+def test_what_is_refused_unread_is_logged_and_counted_and_as_safe_as_any_answer(
+    tmp_path: Path,
+) -> None:
+    with serving(tmp_path / "data", log=tmp_path / "log") as server:
+        with Caller(port_of(server)) as caller:
+            caller.send(b"GET / HTTP/1.1\r\n\r\n")
+            status, headers, body = caller.answer()
+        with Caller(port_of(server)) as caller:
+            caller.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+            counted = caller.rest().decode()
+    assert status == 400
+    for name in ("content-security-policy", "x-frame-options", "x-content-type-options"):
+        assert headers[name]
+    logged = (tmp_path / "log").read_text().splitlines()
+    (told,) = [line for line in logged if body["request_id"] in line]
+    assert "request_refused" in told
+    assert 'holdfast_requests_total{method="unread",route="unmatched",status="400"}' in counted
+
+
+@pytest.mark.parametrize("wanted", [b"h2c", b"websocket"])
+def test_what_comes_behind_a_request_to_upgrade_is_not_lost_unseen(
+    server: Server, wanted: bytes
+) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    with Caller(port_of(server)) as caller:
+        caller.send(whole, b"Connection: Upgrade\r\nUpgrade: ", wanted, b"\r\n\r\n", whole, b"\r\n")
+        head = caller.head().decode().lower()
+        assert head.startswith("http/1.1 200 ")
+        # So the caller knows that the second one was not answered.
+        assert "\r\nconnection: close\r\n" in head
 
 
 def test_a_request_to_become_a_websocket_is_a_request(server: Server) -> None:

@@ -2,17 +2,20 @@
 
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from backend.api import connections
 from backend.api.strict_json import parse_json
 from backend.errors import InvalidRequestError
+from backend.settings import get_settings
 from main import create_app
-from tests.api.callers import Caller, listening
+from tests.api.callers import Caller, is_problem, listening
 from tests.conftest import ADMIN, Service, SignIn
 
 CHUNKED = b"Host: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+WRONG = b"username=nobody%40example.com&password=wrong"
 BODY = b'{"present_password": "x", "new_password": "seven grey herons at noon"}'
 
 
@@ -70,3 +73,25 @@ def test_a_connection_whose_request_was_answered_early_is_not_kept_by_a_byte(
         assert caller.answer()[0] == 404
         caller.send(b"x")
         assert caller.is_closed
+
+
+def test_who_waits_with_its_body_keeps_nobody_from_being_answered(
+    sqlite_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_CONCURRENT_REQUESTS", "4")
+    get_settings.cache_clear()
+    with listening(create_app()) as port, ExitStack() as stack:
+        waiting = [stack.enter_context(Caller(port)) for _ in range(4)]
+        for caller in waiting:
+            caller.begin(len(WRONG))
+        with Caller(port) as other:
+            other.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert other.answer()[0] == 200
+        # More than may be under way wait by now: the one that has for longest is left.
+        with Caller(port) as last:
+            last.begin(len(WRONG))
+            assert is_problem(waiting[0].answer(), 408, "request_timeout")
+            assert waiting[0].is_closed
+            for caller in (last, waiting[1]):
+                caller.send(WRONG)
+                assert caller.answer()[0] == 401

@@ -103,3 +103,32 @@ def test_every_list_has_an_end_and_the_rest_is_on_the_next_page(
         for wrong in ({"limit": 0}, {"limit": 501}, {"offset": -1}):
             answer = client.get(path, params=wrong, headers=admin)
             assert answer.status_code == 422, (path, wrong)
+
+
+@pytest.mark.parametrize("spelled", ["3_0", "3.0", "0003", "+3", "%203", "3%0a", "3e0", "٣"])
+def test_a_number_in_an_address_has_one_spelling(
+    client: TestClient, admin: Headers, spelled: str
+) -> None:
+    """What stands before us would take another spelling for another person's, or page's."""
+    for address in (
+        f"/security/data/consent/{spelled}",
+        f"/security/audit?limit={spelled}",
+        f"/security/audit?user_id={spelled}",
+        f"/security/audit?before={spelled}",
+        f"/security/holds?offset={spelled}",
+    ):
+        assert client.get(address, headers=admin).status_code == 422
+    assert client.get("/security/audit?limit=3", headers=admin).status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_is_none_in_utc_is_refused(
+    client: TestClient, admin: Headers, moment: str
+) -> None:
+    for name in ("since", "until"):
+        assert client.get(f"/security/audit?{name}={moment}", headers=admin).status_code == 422
+    edge = moment.replace("%2B14:00", "Z").replace("-14:00", "Z")
+    assert client.get(f"/security/audit?since={edge}", headers=admin).status_code == 200
+    body = {"scope": "data_type", "data_type": "booking", "reason": "claim",
+            "review_on": moment.replace("%2B", "+")}  # fmt: skip
+    assert client.post("/security/holds", json=body, headers=admin).status_code == 422
