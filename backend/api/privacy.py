@@ -1,12 +1,13 @@
 """A person's data: export, import, erasure, consent."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from pydantic import Field, SecretStr, StrictBool, model_validator
+from pydantic import AfterValidator, Field, SecretStr, StrictBool, model_validator
 
 from backend.api import examples
 from backend.api.access import AdminActor, OwnActor
@@ -22,6 +23,8 @@ from backend.api.dependencies import (
 )
 from backend.api.problems import problems
 from backend.api.streams import ClosingResponse
+from backend.crypto import passwords
+from backend.errors import UnavailableError
 from backend.models import DATA_MAP
 from backend.privacy.export import ExportContainer, ExportFormat
 from backend.privacy.export_schema import schema as export_schema
@@ -35,6 +38,10 @@ from backend.services.consent_service import ConsentRecord, get_consent_service
 from backend.services.subject_service import get_subject_service
 
 router = APIRouter(prefix="/security/data", tags=["personal data"], route_class=StrictRoute)
+_PASSPHRASE_MAX: Final = 1024
+# Stretching a passphrase takes 128 MiB and a third of a second, as hashing a password does its own.
+_STRETCHING: Final = CapacityLimiter(passwords.AT_ONCE)
+_MAX_WAITING: Final = 20
 
 
 class FindBody(Named, json_schema_extra=examples.of(examples.FIND)):
@@ -46,14 +53,26 @@ class FoundAnswer(Answer, json_schema_extra=examples.of(examples.FOUND)):
     named_in: list[str] = Field(description="Tables in which others' rows name the person.")
 
 
+def _fitting(passphrase: SecretStr) -> SecretStr:
+    # Pydantic's own words would tell how long it is.
+    if not PASSPHRASE_MIN <= len(passphrase) <= _PASSPHRASE_MAX:
+        raise ValueError(f"a passphrase has {PASSPHRASE_MIN} to {_PASSPHRASE_MAX} characters")
+    return passphrase
+
+
+Passphrase = Annotated[
+    SecretStr,
+    AfterValidator(_fitting),
+    Field(json_schema_extra={"minLength": PASSPHRASE_MIN, "maxLength": _PASSPHRASE_MAX}),
+]
+
+
 class ExportBody(Named, json_schema_extra=examples.of(examples.EXPORT)):
     # Closed sets arrive as text, so they alone are not strict.
     format: Annotated[ExportFormat, Field(strict=False)] = ExportFormat.JSON
     encrypt: bool = False
-    passphrase: SecretStr | None = Field(
+    passphrase: Passphrase | None = Field(
         default=None,
-        min_length=PASSPHRASE_MIN,
-        max_length=1024,
         description="With `encrypt`: opens the file with `python db_cli.py open FILE`, or, in the "
         "container `zip`, with 7-Zip and alike; there at most 99 printable ASCII characters.",
     )
@@ -160,13 +179,16 @@ def find_person(body: FindBody, actor: AdminActor) -> FoundAnswer:
                 "application/octet-stream": {},
             },
         },
-        **problems(401, 403, 404, 409, 410, 422),
+        **problems(401, 403, 404, 409, 410, 422, 503),
     },
 )
 def export_data(body: ExportBody, session: WriteSession, actor: OwnActor) -> ClosingResponse:
     """Hand out everything that is held about a person, streamed."""
     _require_own(actor, body)
     passphrase = body.passphrase.get_secret_value() if body.passphrase else None
+    turns = _STRETCHING if passphrase else None
+    if turns and turns.statistics().tasks_waiting >= _MAX_WAITING:
+        raise UnavailableError("too many exports with a passphrase wait by now")
     chunks = get_compliance_service().export(
         session, actor, body.who, body.format,
         encrypt=body.encrypt, passphrase=passphrase, container=body.container,
@@ -176,7 +198,7 @@ def export_data(body: ExportBody, session: WriteSession, actor: OwnActor) -> Clo
     # No id or name in the file's name: it ends up in histories and logs.
     name = f"export.{body.format}{'.hfe' if sealed else ''}"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return ClosingResponse(chunks, media_type=media_type, headers=disposition)
+    return ClosingResponse(chunks, media_type=media_type, headers=disposition, turns=turns)
 
 
 @router.get("/export/schema", responses=problems(401, 403))

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Final
 
 import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
@@ -23,11 +23,20 @@ class ClosingResponse(StreamingResponse):
 
     What fits into one chunk is read whole before the answer begins: it has a length, and what
     goes wrong while it is read is answered as such.
+
+    Args:
+        turns: Where the first chunk takes long to make: how many may be made at once.
     """
 
     def __init__(
-        self, chunks: Generator[bytes], *, media_type: str, headers: Mapping[str, str]
+        self,
+        chunks: Generator[bytes],
+        *,
+        media_type: str,
+        headers: Mapping[str, str],
+        turns: CapacityLimiter | None = None,
     ) -> None:
+        self._turns = turns
         self._chunks = _gathered(chunks)
         super().__init__(self._chunks, media_type=media_type, headers=headers)
 
@@ -37,7 +46,7 @@ class ClosingResponse(StreamingResponse):
                 await send(message)
 
         try:
-            first, *rest = await to_thread.run_sync(self._begin)
+            first, *rest = await to_thread.run_sync(self._begin, limiter=self._turns)
             if rest:
                 self.body_iterator = iterate_in_threadpool(chain((first, *rest), self._chunks))
                 await super().__call__(scope, receive, send_in_time)

@@ -1,9 +1,9 @@
 """What a person may ask for: everything that is held about them, and its erasure."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -93,7 +93,7 @@ class ComplianceService:
             else PassphraseLock(passphrase)
         )
         meta = {"kind": "export", "format": format_.value}
-        return _sealed(Sealer(meta, [lock], now=now), chunks)
+        return _sealed(partial(Sealer, meta, [lock], now=now), chunks)
 
     def _export_chunks(
         self,
@@ -226,10 +226,11 @@ class ComplianceService:
         )
 
 
-def _sealed(sealer: Sealer, chunks: Generator[bytes]) -> Generator[bytes]:
+def _sealed(make: Callable[[], Sealer], chunks: Generator[bytes]) -> Generator[bytes]:
     # Closed with what is made from it: else a caller who hangs up leaves its transaction open.
     with closing(chunks):
-        yield from sealer.seal(chunks)
+        # Here, when no transaction is open: a passphrase takes long to stretch.
+        yield from make().seal(chunks)
 
 
 def _require_fitting_lock(

@@ -20,7 +20,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
-from backend.api import streams
+from backend.api import privacy, streams
+from backend.crypto.files import PassphraseLock, Slot
 from backend.db_utils import get_engine, session_scope, sqlite_path
 from backend.errors import HoldfastError
 from backend.privacy.declarations import EraseMode
@@ -32,7 +33,7 @@ from backend.services.erasure_service import get_erasure_service
 from backend.services.subject_service import Who
 from main import create_app
 from tests.conftest import ADMIN, PASSWORD, Service
-from tests.privacy.people import ADMINISTRATOR, booking, companion, many_rows, plant
+from tests.privacy.people import ADMINISTRATOR, booking, companion, dump, many_rows, plant
 from tests.privacy.test_gone import wait_less_for_readers
 
 DELETE, ANONYMIZE = EraseMode.DELETE, EraseMode.ANONYMIZE
@@ -226,3 +227,28 @@ def test_what_goes_wrong_before_the_first_byte_is_answered_and_leaves_nothing_op
     assert (answer.status_code, answer.json()["code"]) == (500, "malformed_token")
     assert "Jane" not in answer.text
     assert (checked_out(), in_transaction(service)) == (0, 0)
+
+
+def test_nobody_waits_for_a_passphrase_to_be_stretched(
+    client: TestClient,
+    service: Service,
+    admin: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person, open_then = service.user(JANE), []
+    stretch = PassphraseLock.wrap
+
+    def watched(lock: PassphraseLock, *parts: bytes) -> Slot:
+        open_then.append((checked_out(), in_transaction(service)))
+        return stretch(lock, *parts)
+
+    monkeypatch.setattr(PassphraseLock, "wrap", watched)
+    body = {"user_id": person, "encrypt": True, "passphrase": "of the person alone"}
+    assert client.post("/security/data/export", json=body, headers=admin).status_code == 200
+    assert open_then == [(0, 0)]
+    # Who would have to wait for too long is told to come back, and nothing was handed out.
+    monkeypatch.setattr(privacy, "_MAX_WAITING", 0)
+    before = dump()["audit_events"]
+    refused = client.post("/security/data/export", json=body, headers=admin)
+    assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+    assert dump()["audit_events"] == before
