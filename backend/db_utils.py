@@ -5,14 +5,12 @@ The database: one engine a process, and the only place that commits.
 before the answer is sent, so a commit that fails cannot be answered with success.
 """
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from sqlalchemy import (
     URL,
@@ -32,13 +30,12 @@ from sqlalchemy.orm import Session
 from backend.errors import ConfigurationError, UnavailableError
 from backend.folders import may_be_folder
 from backend.settings import get_settings
+from backend.sqlite_engine import READ_ONLY, open_file, sqlite_engine
 
 # How long a writer waits for another before it gives up.
 BUSY_TIMEOUT_SECONDS: Final = 10
 # In seconds and milliseconds, of libpq: for a connection, and for what was sent to be received.
 _PATIENCE: Final = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
-_READ_ONLY: Final = "holdfast_read_only"
-_TURN: Final = "holdfast_turn"
 
 
 def make_engine(url: str) -> Engine:
@@ -50,7 +47,7 @@ def make_engine(url: str) -> Engine:
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite_engine(url, str(parsed.database))
+        return sqlite_engine(url, str(parsed.database), BUSY_TIMEOUT_SECONDS)
     engine = create_engine(
         url,
         pool_size=20,
@@ -86,74 +83,6 @@ def _parse(url: str) -> URL:
     if name == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("DATABASE_URL: Holdfast keeps data in a SQLite file, not memory")
     return parsed
-
-
-def _sqlite_engine(url: str, path: str) -> Engine:
-    try:
-        # Created here, so that it never exists with more rights than its owner's.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as err:
-        raise ConfigurationError(f"DATABASE_URL: {path}: {err.strerror}") from None
-    engine = create_engine(
-        url,
-        # Parameters are personal data: they stay out of error messages.
-        hide_parameters=True,
-        pool_size=20,
-        max_overflow=20,
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
-    )
-    event.listen(engine, "connect", _prepare_sqlite)
-    turn = threading.Lock()
-    event.listen(engine, "begin", partial(_begin_sqlite, turn))
-    for end in ("commit", "rollback"):
-        event.listen(engine, end, lambda connection: _end_turn(turn, connection.info))
-    event.listen(engine, "checkin", _end_transaction)
-    event.listen(engine, "checkin", lambda _connection, record: _end_turn(turn, record.info))
-    return engine
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # The driver's own BEGIN comes too late for reads and leaks savepoints: we send it ourselves.
-    connection.isolation_level = None
-    if not connection.execute("PRAGMA page_count").fetchone()[0]:
-        # Of a new file only: another program's must stay as it is until we know it to be ours.
-        connection.execute("PRAGMA journal_mode=WAL")
-    for pragma in (
-        "synchronous=FULL",  # A committed erasure survives a power cut.
-        "foreign_keys=ON",
-        "secure_delete=ON",  # Off, "deleted" text stays in the file.
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(turn: threading.Lock, connection: Connection) -> None:
-    if connection.get_execution_options().get(_READ_ONLY, False):
-        # By the driver itself: it takes no lock, so it cannot fail, and costs a twentieth.
-        _driver(connection).execute("BEGIN")
-        return
-    # SQLite lets writers ask again and again, at longer and longer intervals: some wait for seconds
-    # while others come and go. Those of this process wait for each other here.
-    if not turn.acquire(timeout=BUSY_TIMEOUT_SECONDS):
-        raise UnavailableError("other writers take too long")
-    connection.info[_TURN] = True
-    # A writer takes the lock at once: upgrading a read transaction fails instead of waiting.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _driver(connection: Connection) -> sqlite3.Connection:
-    return cast("sqlite3.Connection", connection.connection.driver_connection)
-
-
-def _end_turn(turn: threading.Lock, info: dict[str, Any]) -> None:
-    if info.pop(_TURN, False):
-        turn.release()
-
-
-def _end_transaction(connection: sqlite3.Connection | None, _record: Any) -> None:
-    # After a COMMIT that the database refused, SQLAlchemy gives the connection back as it is:
-    # with its transaction open and its lock held.
-    if connection is not None and connection.in_transaction:
-        connection.rollback()
 
 
 _lock = threading.Lock()
@@ -248,7 +177,7 @@ def session_scope(engine: Engine | None = None, *, read_only: bool = False) -> I
         read_only: Nothing is committed, and on SQLite no other writer waits.
     """
     if read_only:
-        reader = (engine or get_engine()).execution_options(**{_READ_ONLY: True})
+        reader = (engine or get_engine()).execution_options(**{READ_ONLY: True})
         with Session(reader, expire_on_commit=False) as session:
             yield session
         return
@@ -264,9 +193,16 @@ def session_scope(engine: Engine | None = None, *, read_only: bool = False) -> I
             _gate.leave()
 
 
+def takes_writes(session: Session) -> bool:
+    """Say whether the server lets anybody write: a standby does not, nor some with a full disk."""
+    if session.get_bind().dialect.name != "postgresql":
+        return True
+    return bool(session.scalar(text("SELECT current_setting('transaction_read_only') = 'off'")))
+
+
 def is_read_only(session: Session) -> bool:
     """Say whether nothing of *session* will be committed."""
-    return bool(session.get_bind().get_execution_options().get(_READ_ONLY))
+    return bool(session.get_bind().get_execution_options().get(READ_ONLY))
 
 
 @contextmanager
@@ -327,7 +263,7 @@ def empty_wal_after_commit(session: Session) -> None:
 def empty_wal(engine: Engine, timeout_seconds: float = 0.1) -> None:
     """Move SQLite's write-ahead log into the file and empty it; a long reader keeps it."""
     if engine.dialect.name == "sqlite":
-        with closing(sqlite3.connect(sqlite_path(engine), timeout=timeout_seconds)) as connection:
+        with closing(open_file(sqlite_path(engine), timeout_seconds)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -377,7 +313,7 @@ def _forget_statistics(connection: Connection, name: str) -> None:
 def use_write_ahead_log(engine: Engine) -> None:
     """Have readers and one writer not wait for each other, also in a file restored by hand."""
     if engine.dialect.name == "sqlite":
-        with closing(sqlite3.connect(sqlite_path(engine))) as connection:
+        with closing(open_file(sqlite_path(engine))) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
 
 

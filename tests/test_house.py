@@ -19,11 +19,13 @@ _LINES: Final = (
     ("backend.models",),
     ("backend.crypto", "backend.privacy", "backend.backup"),
     ("backend.db_utils",),
+    ("backend.sqlite_engine",),
     (
         "backend.logs",
         "backend.settings",
         "backend.errors",
         "backend.folders",
+        "backend.token_secrets",
         "backend.web_addresses",
     ),
 )
@@ -31,6 +33,7 @@ _LINES: Final = (
 _PEERS_ALLOWED: Final = {
     ("backend.settings", "backend.errors"),
     ("backend.logs", "backend.settings"),
+    ("backend.settings", "backend.token_secrets"),
     ("backend.settings", "backend.web_addresses"),
 }
 # These take what they need as arguments.

@@ -61,13 +61,22 @@ def write_twice() -> None:
             connection.commit()
 
 
+def lose_the_connection() -> None:
+    with session_scope() as session:
+        session.execute(WRITE)
+        session.invalidate()
+
+
 @pytest.fixture(autouse=True)
 def _soon(sqlite_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db_utils, "BUSY_TIMEOUT_SECONDS", 0.2)
+    # What is made anew knows it.
+    db_utils.dispose_engine()
 
 
 @pytest.mark.parametrize(
-    "act", [write, fail_before_writing, fail_after_writing, be_refused, write_twice]
+    "act",
+    [write, fail_before_writing, fail_after_writing, be_refused, write_twice, lose_the_connection],
 )
 def test_however_a_writer_ends_the_next_one_has_its_turn(act: Callable[[], None]) -> None:
     for raised in elsewhere(act):

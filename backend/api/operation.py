@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.api.access import ANYONE
 from backend.api.bodies import StrictRoute
 from backend.api.dependencies import Answer
-from backend.db_utils import get_engine, session_scope, sqlite_path
+from backend.db_utils import get_engine, session_scope, sqlite_path, takes_writes
 from backend.errors import ConfigurationError, UnavailableError
 from backend.services.alert_service import get_alert_service
 from backend.services.catalogue_service import get_catalogue_service
@@ -34,6 +34,7 @@ from backend.services.encryption_service import get_encryption_service
 from backend.services.scheduler_service import get_scheduler_service
 from backend.services.schema_service import get_schema_service
 from backend.services.setup_service import get_setup_service
+from backend.services.throttle_service import get_throttle_service
 from backend.settings import get_settings
 
 router = APIRouter(tags=["operation"], dependencies=[Depends(ANYONE)], route_class=StrictRoute)
@@ -147,12 +148,16 @@ def _checks() -> dict[str, str]:
     if not get_setup_service().is_open:
         # A key service that answers again is asked for the key within moments, not at once.
         checks["start"] = "not finished"
+    if not get_throttle_service().is_answering():
+        checks["throttle"] = "does not answer"
     try:
         found = get_schema_service().revision(get_engine())
         checks["database"] = "ok"
         checks["migrations"] = "ok" if found == get_schema_service().wanted else "behind or ahead"
         with session_scope(read_only=True) as session:
             get_encryption_service().check(session)
+            if not takes_writes(session):
+                checks["database"] = "takes no writes"
         checks["key"] = "ok"
         if _is_disk_full(get_engine()):
             checks["disk"] = "full"

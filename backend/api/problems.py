@@ -33,6 +33,8 @@ from backend.logs import where
 from backend.services.auth_service import get_auth_service
 
 log = structlog.get_logger(__name__)
+# Of PostgreSQL (its appendix A): a read-only transaction, and what was left idle for too long.
+_READS_ONLY: Final = ("25006", "25P03", "25P04")
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -178,10 +180,15 @@ async def _http_error(request: Request, err: Exception) -> JSONResponse:
 
 
 async def _database_error(request: Request, err: Exception) -> JSONResponse:
-    if isinstance(err, OperationalError | InterfaceError | PoolTimeoutError):
+    if isinstance(err, OperationalError | InterfaceError | PoolTimeoutError) or _only_reads(err):
         log.error("database_unavailable", error=type(err).__name__)
         return problem_response(request, UnavailableError("the database does not answer now"))
     return unexpected_error(request, err)
+
+
+def _only_reads(err: Exception) -> bool:
+    """Say whether PostgreSQL takes no writes now, as after a failover or with its disk full."""
+    return getattr(getattr(err, "orig", None), "sqlstate", None) in _READS_ONLY
 
 
 def unexpected_error(request: Request, err: Exception) -> JSONResponse:

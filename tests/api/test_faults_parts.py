@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 
 from tests.api.crowds import CONSENT, Answer, Caller, at_once, is_ready, until, writing
@@ -65,6 +66,14 @@ class Cluster:
         """As a crash: connections break in the middle of what they do."""
         self._ctl("stop", "-m", "immediate")
 
+    def takes_writes(self, setting: str) -> None:
+        """Have the server take writes or not, from the next transaction of everybody on."""
+        only_reads = {"on": "off", "off": "on"}[setting]
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {only_reads}")
+            connection.execute("SELECT pg_reload_conf()")
+
     def _ctl(self, *arguments: str) -> None:
         as_server(program("pg_ctl"), "-w", "-D", self.folder / "data", *arguments)
 
@@ -104,6 +113,49 @@ def test_a_database_that_stops_and_comes_back(tmp_path: Path, cluster: Cluster) 
         there = Counter(caller.recorded())
         assert Counter(written.acknowledged) - there == Counter()
         assert server.process.poll() is None
+
+
+def test_a_database_that_takes_no_writes_for_a_while(tmp_path: Path, cluster: Cluster) -> None:
+    """As after a failover, or where a provider answers a full disk so."""
+    settings = SECRETS | {"DATABASE_URL": cluster.url}
+    with serving(tmp_path / "data", log=tmp_path / "log", **settings) as server:
+        caller = Caller.signed_in(server)
+        assert caller.consent("before").status == 201
+        cluster.takes_writes("off")
+        until(lambda: not is_ready(caller))
+        assert not_ready(caller)["database"] == "takes no writes"
+        for answer in (caller.consent("meanwhile"), caller.sign_in(server.password)):
+            assert answer.is_put_off, answer.text
+        assert caller.get(CONSENT).status == 200
+        cluster.takes_writes("on")
+        until(lambda: is_ready(caller))
+        assert caller.consent("after").status == 201
+        assert caller.recorded() == ["before", "after"]
+
+
+def test_a_file_that_is_gone_is_not_written_on_and_not_begun_anew(tmp_path: Path) -> None:
+    data, aside = tmp_path / "data", tmp_path / "aside"
+    with serving(data, log=tmp_path / "log", **SECRETS) as server:
+        caller = Caller.signed_in(server)
+        assert caller.consent("before").status == 201
+        aside.mkdir()
+        for path in data.glob("holdfast.db*"):
+            path.rename(aside / path.name)
+        for answer in (caller.consent("lost"), caller.get(CONSENT)):
+            assert answer.is_put_off, answer.text
+        assert not_ready(caller)["database"] == "does not answer"
+        assert is_alive(caller)
+        assert not list(data.glob("holdfast.db*"))
+        for path in aside.iterdir():
+            path.rename(data / path.name)
+        until(lambda: is_ready(caller))
+        assert caller.consent("after").status == 201
+        assert caller.recorded() == ["before", "after"]
+        data.rename(aside / "data")
+        assert not_ready(caller)["database"] == "does not answer"
+        assert caller.consent("lost").is_put_off
+        (aside / "data").rename(data)
+        until(lambda: is_ready(caller))
 
 
 def test_a_locked_database_holds_no_probe_and_no_reader_up(tmp_path: Path) -> None:
