@@ -151,6 +151,8 @@ class StaleSignInError(UnauthenticatedError):
 
     code, title = "fresh_sign_in_needed", "Sign in again"
     challenge = 'Bearer error="insufficient_user_authentication"'
+    # As of `ForbiddenError`: it is asked before anybody's data is.
+    subject_id: ClassVar[None] = None
 
 
 class UnavailableError(HoldfastError):

@@ -1,7 +1,8 @@
 """Sign in, stay signed in, sign out; one's own password and one-time codes."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Form, Request
@@ -15,8 +16,9 @@ from backend.api.problems import problems
 from backend.crypto import passwords
 from backend.errors import UnavailableError
 from backend.models import Role
-from backend.services.account_service import get_account_service, token_lifetime
+from backend.services.account_service import token_lifetime
 from backend.services.auth_service import Tokens, get_auth_service
+from backend.services.credential_service import get_credential_service
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=StrictRoute)
 
@@ -24,6 +26,7 @@ _MAX_FIELD_CHARS: Final = 8192
 # Whoever waits for a hash waits here, and takes no thread from other requests meanwhile.
 _HASHING: Final = CapacityLimiter(passwords.AT_ONCE)
 _MAX_WAITING: Final = 200
+_Result = TypeVar("_Result")
 
 Password = Annotated[SecretStr, Field(min_length=1, max_length=passwords.MAX_CHARS)]
 Text = Annotated[str, Field(max_length=_MAX_FIELD_CHARS)]
@@ -76,6 +79,10 @@ class PasswordBody(Body, json_schema_extra=examples.of(examples.PASSWORD)):
     new_password: Password
 
 
+class PresentPasswordBody(Body, json_schema_extra=examples.of(examples.PRESENT_PASSWORD)):
+    present_password: Password
+
+
 class CodeBody(Body, json_schema_extra=examples.of(examples.CODE)):
     code: Code
 
@@ -101,8 +108,7 @@ async def sign_in(request: Request, form: Annotated[TokenForm, Form()]) -> Token
         address=_address(request),
         request_id=request_id,
     )
-    _require_place()
-    return Token.of(await to_thread.run_sync(begin, limiter=_HASHING))
+    return Token.of(await _hashing(begin))
 
 
 @router.get("/me", responses=problems(401))
@@ -127,39 +133,43 @@ def sign_out_everywhere(session: WriteSession, actor: OwnActor) -> None:
 async def change_password(request: Request, body: PasswordBody, actor: OwnActor) -> None:
     """Change one's own password; every sign-in ends, this one too."""
     change = partial(
-        get_auth_service().change_password,
+        get_credential_service().change_password,
         actor,
         body.present_password.get_secret_value(),
         body.new_password.get_secret_value(),
         _address(request),
     )
-    _require_place()
-    await to_thread.run_sync(change, limiter=_HASHING)
+    await _hashing(change)
 
 
-@router.post("/codes", status_code=201, responses=problems(401, 403, 409))
-def begin_codes(session: WriteSession, actor: FreshActor) -> CodesAnswer:
+@router.post("/codes", status_code=201, responses=problems(401, 403, 409, 422, 429, 503))
+async def begin_codes(
+    request: Request, body: PresentPasswordBody, actor: FreshActor
+) -> CodesAnswer:
     """Get a secret for one-time codes; they are asked for once one of them was confirmed."""
-    secret, address = get_account_service().begin_codes(session, actor.user_id or 0)
+    present = body.present_password.get_secret_value()
+    begin = partial(get_credential_service().begin_codes, actor, present, _address(request))
+    secret, address = await _hashing(begin)
     return CodesAnswer(secret=secret, address=address)
 
 
-@router.post("/codes/confirm", status_code=204, responses=problems(401, 409, 422))
-def confirm_codes(body: CodeBody, session: WriteSession, actor: FreshActor) -> None:
+@router.post("/codes/confirm", status_code=204, responses=problems(401, 409, 422, 429))
+def confirm_codes(request: Request, body: CodeBody, actor: FreshActor) -> None:
     """Ask for a one-time code at every sign-in from now on."""
-    get_account_service().confirm_codes(session, actor.user_id or 0, body.code, actor)
+    get_credential_service().confirm_codes(actor, body.code, _address(request))
 
 
-@router.post("/codes/remove", status_code=204, responses=problems(401, 409, 422))
-def remove_codes(body: CodeBody, session: WriteSession, actor: FreshActor) -> None:
+@router.post("/codes/remove", status_code=204, responses=problems(401, 409, 422, 429))
+def remove_codes(request: Request, body: CodeBody, actor: FreshActor) -> None:
     """Ask for no more one-time codes; the present one is needed for that."""
-    get_account_service().remove_codes(session, actor.user_id or 0, body.code, actor)
+    get_credential_service().remove_codes(actor, body.code, _address(request))
 
 
 def _address(request: Request) -> str | None:
     return request.client.host if request.client else None
 
 
-def _require_place() -> None:
+async def _hashing(act: Callable[[], _Result]) -> _Result:
     if _HASHING.statistics().tasks_waiting >= _MAX_WAITING:
         raise UnavailableError("too many are signing in at this moment")
+    return await to_thread.run_sync(act, limiter=_HASHING)

@@ -25,6 +25,7 @@ PASSWORD: Final[Example] = {
     "present_password": "correct horse battery",
     "new_password": "seven grey herons at noon",
 }
+PRESENT_PASSWORD: Final[Example] = {"present_password": "correct horse battery"}
 CODE: Final[Example] = {"code": "123456"}
 CODES: Final[Example] = {
     "secret": "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP",
@@ -46,7 +47,11 @@ APPROVALS: Final[Example] = {
 }
 
 FIND: Final[Example] = {"phone": "+49 30 1234567"}
-FOUND: Final[Example] = {"user_id": 7, "named_in": ["companions"]}
+FOUND: Final[Example] = {
+    "user_id": 7,
+    "named_in": ["companions"],
+    "subject_ref": _DIGEST[:32],
+}
 EXPORT: Final[Example] = {"user_id": 7, "format": "json"}
 IMPORT: Final[Example] = {
     "user_id": 7,
@@ -283,6 +288,7 @@ AUDIT: Final[Example] = {
             "subject_ref": _DIGEST[:32],
             "request_id": "8c1f0e0f3c9d4f0e",
             "detail": {"format": "json"},
+            "damaged": False,
         }
     ],
     "next_before": None,
@@ -298,5 +304,6 @@ AUDIT_CHECKED: Final[Example] = {
     "checkpoint_at": _AT,
     "checkpoint_event": 57,
     "silent": [],
+    "others": [],
     "public_key": "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
 }

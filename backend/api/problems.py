@@ -8,11 +8,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from backend.errors import (
     BodyTooLargeError,
@@ -22,6 +24,7 @@ from backend.errors import (
     InvalidRequestError,
     RefusedError,
     RequestTimeoutError,
+    StaleSignInError,
     SubjectErasedError,
     SubjectNotFoundError,
     TooManyAttemptsError,
@@ -125,7 +128,7 @@ async def _holdfast_error(request: Request, err: Exception) -> JSONResponse:
         raise err
     if err.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", code=err.code)
-    if isinstance(err, ForbiddenError) and hasattr(request.state, "actor"):
+    if isinstance(err, ForbiddenError | StaleSignInError) and hasattr(request.state, "actor"):
         try:
             await run_in_threadpool(_record_denial, request, err)
         except DBAPIError as failure:
@@ -133,7 +136,7 @@ async def _holdfast_error(request: Request, err: Exception) -> JSONResponse:
     return problem_response(request, err)
 
 
-def _record_denial(request: Request, err: ForbiddenError) -> None:
+def _record_denial(request: Request, err: ForbiddenError | StaleSignInError) -> None:
     route = getattr(request.scope.get("route"), "path", "unmatched")
     get_auth_service().record_denial(request.state.actor, err, act=f"{request.method} {route}")
 
@@ -175,8 +178,17 @@ async def _http_error(request: Request, err: Exception) -> JSONResponse:
         "code": status.name.lower(),
         "request_id": request.scope.get("request_id", ""),
     }
-    headers = dict(err.headers) if err.headers else None
+    headers = dict(err.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _methods(request: Request) -> list[str]:
+    """Say by which methods a path can be called: one route knows of its own alone."""
+    routes = iter_route_contexts(request.app.routes)
+    at_path = (c for c in routes if c.path and compile_path(c.path)[0].match(request.url.path))
+    return sorted({method for each in at_path for method in each.methods or ()})
 
 
 async def _database_error(request: Request, err: Exception) -> JSONResponse:

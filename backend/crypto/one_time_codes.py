@@ -25,10 +25,12 @@ def step_of(code: str, secret: str, now: datetime) -> int | None:
     """
     Return the step of 30 seconds that *code* belongs to, `None` if it is wrong or too old.
 
+    Of no *secret* every code is wrong.
+
     Whoever takes a code keeps its step and takes none of the same or an earlier one again: a code
     that was looked at over somebody's shoulder is worth nothing (RFC 6238, 5.2).
     """
-    if not (len(code) == _DIGITS and code.isascii() and code.isdigit()):
+    if not secret or not (len(code) == _DIGITS and code.isascii() and code.isdigit()):
         return None
     one_time = pyotp.TOTP(secret, interval=_STEP_SECONDS, digits=_DIGITS)
     current = int(now.timestamp()) // _STEP_SECONDS

@@ -27,7 +27,8 @@ _SLOTS: Final = threading.BoundedSemaphore(AT_ONCE)
 _STRONG: Final = 3
 # What it looks at; a longer password is judged by its beginning, and only gets better after it.
 _JUDGED_CHARS: Final = 24
-_MIN_WORD_CHARS: Final = 4
+# As short as many a first name.
+_MIN_WORD_CHARS: Final = 3
 # What must be left beside words that are known of the account.
 _MIN_OWN_CHARS: Final = 8
 

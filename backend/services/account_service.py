@@ -1,17 +1,21 @@
-"""Accounts: created, given another password or other rights, and protected by one-time codes."""
+"""Accounts: found, created, given another password or other rights, and signed out everywhere."""
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
+import structlog
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from backend.crypto import bearer, one_time_codes, passwords
+from backend.crypto import bearer, passwords
+from backend.db_utils import reading_any_text
 from backend.errors import (
     ConfigurationError,
     ConflictError,
-    ForbiddenError,
+    CryptoError,
     RefusedError,
     SubjectNotFoundError,
 )
@@ -20,21 +24,41 @@ from backend.models.people import EMAIL_INDEX
 from backend.services.audit_service import Actor, get_audit_service
 from backend.settings import MAX_EMAIL_CHARS, get_settings, is_address
 
+log = structlog.get_logger(__name__)
 _SERVICE: Final = "holdfast"
-_WRONG_CODE: Final = "this is not the present one-time code, or it was used"
 # As long as `ACCESS_TOKEN_MINUTES` may be: it may have been more when a token was issued.
 _LONGEST_TOKEN: Final = timedelta(days=1)
 
 
-class AccountService:
-    """The only writer of passwords, rights and one-time codes."""
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What of a person's row decides who is let in; the rest of it stays sealed."""
 
-    def find(self, session: Session, email: str) -> User | None:
+    id: int
+    uid: UUID
+    role: Role
+    is_active: bool
+    password_hash: str | None = field(repr=False)
+    totp_step: int | None
+
+
+# Past the mapper, which would open every cell of the row: a damaged one would lock a person out.
+_users = User.__table__.c
+_ACCOUNTS: Final = select(*(_users[name] for name in Account.__slots__))
+
+
+class AccountService:
+    """Makes accounts, and changes what they may and what ends their sign-ins."""
+
+    def find(self, session: Session, email: str) -> Account | None:
         """Return the account of *email*, in any spelling."""
         # Lone surrogates cannot be encoded, and no address has a megabyte.
         if len(email) > MAX_EMAIL_CHARS or not email.isprintable():
             return None
-        return session.scalar(select(User).where(User.email_index.in_(EMAIL_INDEX.terms(email))))
+        named = _ACCOUNTS.where(_users.email_index.in_(EMAIL_INDEX.terms(email)))
+        with reading_any_text(session):
+            row = session.execute(named).first()
+        return None if row is None else Account(*row)
 
     def create(
         self, session: Session, email: str, password: str, actor: Actor, role: Role = Role.USER
@@ -71,14 +95,16 @@ class AccountService:
             WeakPasswordError: It would be guessed.
             SubjectNotFoundError: No account has this address.
         """
-        user = self._require(session, email)
-        self.replace_hash(session, user, hash_strong(password, email), actor)
+        account = self._require(session, email)
+        name = readable(session, User.full_name, account.id)
+        self.replace_hash(session, account.id, hash_strong(password, email, name), actor)
 
-    def replace_hash(self, session: Session, user: User, hashed: str, actor: Actor) -> None:
+    def replace_hash(self, session: Session, user_id: int, hashed: str, actor: Actor) -> None:
         """Put a new password's hash in place; every sign-in of the account ends."""
-        user.password_hash = hashed
-        self.end_sign_ins(session, user.id)
-        get_audit_service().record(session, "password_changed", actor, subject=user.uid)
+        mine = update(User).where(User.id == user_id).values(password_hash=hashed)
+        uid = session.scalar(mine.returning(User.uid))
+        self.end_sign_ins(session, user_id)
+        get_audit_service().record(session, "password_changed", actor, subject=uid)
 
     def set_role(self, session: Session, email: str, role: Role, actor: Actor) -> None:
         """
@@ -88,17 +114,24 @@ class AccountService:
             ConflictError: Nobody would be admin any more.
             SubjectNotFoundError: No account has this address.
         """
-        user = self._require(session, email)
-        before = user.role
-        admins = select(func.count()).where(User.role == Role.ADMIN, User.is_active)
-        loses = before is Role.ADMIN and role is not Role.ADMIN and user.is_active
-        if loses and session.scalar(admins) == 1:
-            raise ConflictError("this is the last admin")
-        user.role = role
-        self.end_sign_ins(session, user.id)
+        account = self._require(session, email)
+        if role is not Role.ADMIN:
+            self._refuse_last_admin(session, account.id)
+        # Anew: another may have changed it before the lock was ours.
+        present = select(User.role).where(User.id == account.id).with_for_update()
+        before = session.scalar(present)
+        session.execute(update(User).where(User.id == account.id).values(role=role))
+        self.end_sign_ins(session, account.id)
         get_audit_service().record(
-            session, "role_changed", actor, subject=user.uid, before=before, after=role
+            session, "role_changed", actor, subject=account.uid, before=before, after=role
         )
+
+    def _refuse_last_admin(self, session: Session, user_id: int) -> None:
+        # Locked in one order, as before an erasure, so that of two admins who lose their rights
+        # at once one stays.
+        admins = select(User.id).where(User.role == Role.ADMIN, User.is_active)
+        if session.scalars(admins.order_by(User.id).with_for_update()).all() == [user_id]:
+            raise ConflictError("this is the last admin")
 
     def end_sign_ins(self, session: Session, user_id: int) -> None:
         """Have every token of an account refused from now on; its row need not be readable."""
@@ -117,63 +150,9 @@ class AccountService:
         Raises:
             SubjectNotFoundError: No account has this address.
         """
-        user = self._require(session, email)
-        self.end_sign_ins(session, user.id)
-        get_audit_service().record(session, "sign_ins_ended", actor, subject=user.uid)
-
-    def begin_codes(self, session: Session, user_id: int) -> tuple[str, str]:
-        """
-        Give an account a secret for one-time codes, which are asked for once one was confirmed.
-
-        Returns:
-            The secret in base32, and the address that an authenticator app reads it from.
-
-        Raises:
-            ForbiddenError: The account has no more rights than a user's.
-            ConflictError: Codes are asked for already.
-        """
-        # For writing: of two at once, the second one finds what the first one has done.
-        user = session.get_one(User, user_id, with_for_update=True)
-        if user.role is Role.USER:
-            raise ForbiddenError("one-time codes are for accounts with more than a user's rights")
-        if user.totp_step is not None:
-            raise ConflictError("this account has one-time codes already")
-        user.totp_secret = one_time_codes.new_secret()
-        return user.totp_secret, one_time_codes.address(user.totp_secret, user.email or "")
-
-    def confirm_codes(self, session: Session, user_id: int, code: str, actor: Actor) -> None:
-        """
-        Ask for a code at every sign-in from now on.
-
-        Raises:
-            ConflictError: Codes were not begun, or are asked for already.
-            RefusedError: The code is wrong.
-        """
-        # For writing: of two at once, the second one finds what the first one has done.
-        user = session.get_one(User, user_id, with_for_update=True)
-        if user.totp_secret is None or user.totp_step is not None:
-            raise ConflictError("there are no one-time codes to confirm")
-        step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
-        if step is None:
-            raise RefusedError(_WRONG_CODE)
-        user.totp_step = step
-        get_audit_service().record(session, "codes_confirmed", actor, subject=user.uid)
-
-    def remove_codes(self, session: Session, user_id: int, code: str, actor: Actor) -> None:
-        """
-        Ask for no more codes; one is needed for that, so that a stolen token is not enough.
-
-        Raises:
-            ConflictError: None are asked for.
-            RefusedError: The code is wrong, or was used.
-        """
-        user = session.get_one(User, user_id, with_for_update=True)
-        if user.totp_secret is None or user.totp_step is None:
-            raise ConflictError("this account has no one-time codes")
-        step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
-        if step is None or step <= user.totp_step:
-            raise RefusedError(_WRONG_CODE)
-        self._forget_codes(session, user, actor)
+        account = self._require(session, email)
+        self.end_sign_ins(session, account.id)
+        get_audit_service().record(session, "sign_ins_ended", actor, subject=account.uid)
 
     def remove_codes_of(self, session: Session, email: str, actor: Actor) -> None:
         """
@@ -182,11 +161,13 @@ class AccountService:
         Raises:
             SubjectNotFoundError: No account has this address.
         """
-        self._forget_codes(session, self._require(session, email), actor)
+        self.forget_codes(session, self._require(session, email).id, actor)
 
-    def _forget_codes(self, session: Session, user: User, actor: Actor) -> None:
-        user.totp_secret = user.totp_step = None
-        get_audit_service().record(session, "codes_removed", actor, subject=user.uid)
+    def forget_codes(self, session: Session, user_id: int, actor: Actor) -> None:
+        """Ask an account for no more one-time codes."""
+        mine = update(User).where(User.id == user_id).values(totp_secret=None, totp_step=None)
+        uid = session.scalar(mine.returning(User.uid))
+        get_audit_service().record(session, "codes_removed", actor, subject=uid)
 
     def first_admin(self, session: Session, actor: Actor) -> tuple[str, str] | None:
         """Create the first admin where there is none; return address and password, shown once."""
@@ -198,11 +179,11 @@ class AccountService:
         self.create(session, email, password, actor, Role.ADMIN)
         return email, password
 
-    def _require(self, session: Session, email: str) -> User:
-        user = self.find(session, email)
-        if user is None:
+    def _require(self, session: Session, email: str) -> Account:
+        account = self.find(session, email)
+        if account is None:
             raise SubjectNotFoundError("no account has this e-mail address")
-        return user
+        return account
 
 
 def revoke(session: Session, *names: str) -> None:
@@ -213,14 +194,36 @@ def revoke(session: Session, *names: str) -> None:
     session.add_all(RevokedToken(token_id=name, expires_at=expires_at) for name in names)
 
 
-def hash_strong(password: str, email: str) -> str:
+def readable(session: Session, column: InstrumentedAttribute[Any], user_id: int) -> str:
+    """Return a sealed cell of a person's row; nothing where it is empty or does not open."""
+    try:
+        return session.scalar(select(column).where(User.id == user_id)) or ""
+    except CryptoError as err:
+        log.error("cell_not_opened", column=column.key, code=err.code)
+        return ""
+
+
+def is_password(password: str, stored: str | None) -> bool:
+    """Tell whether *password* gives *stored*; to a damaged hash none does, in the same time."""
+    try:
+        return passwords.verify_password(password, stored)
+    except (ValueError, TypeError, NotImplementedError):
+        # The error has the hash in its words.
+        log.error("password_hash_damaged")
+        return passwords.verify_password(password, None)
+
+
+def hash_strong(password: str, *known: str) -> str:
     """
     Return the hash of a password that is to be an account's.
+
+    Args:
+        known: What is known of the person, as their address and name: no part of a password.
 
     Raises:
         WeakPasswordError: It would be guessed.
     """
-    passwords.require_strong(password, (email, _SERVICE, get_settings().controller_name))
+    passwords.require_strong(password, (*known, _SERVICE, get_settings().controller_name))
     return passwords.hash_password(password)
 
 

@@ -16,11 +16,18 @@ from sqlalchemy.orm import Session
 from backend.crypto import bearer, one_time_codes, passwords
 from backend.crypto.bearer import Claims, TokenKeys
 from backend.db_utils import session_scope
-from backend.errors import ConfigurationError, ForbiddenError, RefusedError, UnauthenticatedError
+from backend.errors import (
+    ConfigurationError,
+    ForbiddenError,
+    StaleSignInError,
+    UnauthenticatedError,
+)
 from backend.models import RevokedToken, SignIn, User
 from backend.services.account_service import (
+    Account,
     get_account_service,
-    hash_strong,
+    is_password,
+    readable,
     revoke,
     token_lifetime,
 )
@@ -50,12 +57,6 @@ class WrongPasswordError(UnauthenticatedError):
     """Unknown address, wrong password or code: the same answer, in the same time."""
 
     code = "wrong_credentials"
-
-
-class WrongPresentPasswordError(RefusedError):
-    """Signed in, and the password that was to be changed is another one."""
-
-    code = "wrong_password"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,13 @@ class AuthService:
         """
         get_throttle_service().require_allowed(email, address)
         with session_scope(read_only=True) as session:
-            user = get_account_service().find(session, email)
-        stored = user.password_hash if user and user.is_active else None
-        matches = passwords.verify_password(password, stored)
-        step = _step(user, code)
-        if user is None or stored is None or not matches or step is _WRONG:
+            account = get_account_service().find(session, email)
+            # Asked also of nobody, so that the answer takes as long.
+            secret = readable(session, User.totp_secret, account.id if account else 0)
+        stored = account.password_hash if account and account.is_active else None
+        matches = is_password(password, stored)
+        step = _step(account, secret, code)
+        if account is None or stored is None or not matches or step is _WRONG:
             get_throttle_service().failed(email, address)
             with session_scope() as session:
                 # Whose account was tried is not known, so it is not said.
@@ -116,44 +119,47 @@ class AuthService:
         if passwords.is_outdated(stored):
             changes["password_hash"] = passwords.hash_password(password)
         with session_scope() as session:
-            tokens = self._begin(session, user, changes, request_id)
+            tokens = self._begin(session, account, changes, request_id)
         get_throttle_service().succeeded(email, address)
         return tokens
 
     def _begin(
-        self, session: Session, user: User, changes: dict[str, Any], request_id: str | None
+        self, session: Session, account: Account, changes: dict[str, Any], request_id: str | None
     ) -> Tokens:
-        """Begin a sign-in of *user*, unless what was verified has changed meanwhile."""
+        """Begin a sign-in of *account*, unless what was verified has changed meanwhile."""
         now = datetime.now(UTC)
-        same = User.is_active & (User.password_hash == user.password_hash)
+        same = User.is_active & (User.password_hash == account.password_hash)
         if "totp_step" in changes:
             # Of two who come with one code, one is let in.
             same &= User.totp_step < changes["totp_step"]
         # Retention or an erasure may have come while the password was hashed.
         still_there = (
             update(User)
-            .where(User.id == user.id, same)
+            .where(User.id == account.id, same)
             .values(last_activity_at=now, **changes)
             .returning(User.id)
         )
         if session.scalar(still_there) is None:
             raise _wrong()
-        get_notice_service().cancel(session, user.id)
-        session.execute(delete(SignIn).where(SignIn.expires_at < now))
+        get_notice_service().cancel(session, account.id)
+        # Others' rows that somebody is about to delete are left to them: whoever ends all sign-ins
+        # of a person takes them in another order, and both would wait for each other.
+        ended = select(SignIn.id).where(SignIn.expires_at < now).with_for_update(skip_locked=True)
+        session.execute(delete(SignIn).where(SignIn.id.in_(ended)))
         secret, name = secrets.token_urlsafe(_REFRESH_BYTES), uuid4()
         session.add(
             SignIn(
                 id=name,
-                user_id=user.id,
+                user_id=account.id,
                 token_digest=_digest(secret),
                 signed_in_at=now,
                 renewed_at=now,
                 expires_at=now + timedelta(days=get_settings().refresh_token_days),
             )
         )
-        actor = Actor("person", user.role, user.id, uid=user.uid, request_id=request_id)
-        get_audit_service().record(session, "sign_in", actor, subject=user.uid)
-        return _tokens(bearer.SignIn(user.id, str(name), now), secret, now)
+        actor = Actor("person", account.role, account.id, uid=account.uid, request_id=request_id)
+        get_audit_service().record(session, "sign_in", actor, subject=account.uid)
+        return _tokens(bearer.SignIn(account.id, str(name), now), secret, now)
 
     def renew(self, refresh_token: str, request_id: str | None = None) -> Tokens:
         """
@@ -168,14 +174,17 @@ class AuthService:
         """
         parts = _REFRESH_TOKEN.fullmatch(refresh_token)
         if parts is None:
-            raise _not_valid()
+            raise not_valid()
         name, digest, now = UUID(parts[1]), _digest(parts[2]), datetime.now(UTC)
         with session_scope(read_only=True) as session:
             begun = session.get(SignIn, name)
             # One that has come to its end was used by nobody else.
             if begun is None or begun.expires_at <= now:
-                raise _not_valid()
+                raise not_valid()
         with session_scope() as session:
+            # The person before their sign-ins, as whoever ends those does: in the other order both
+            # would wait for each other.
+            session.execute(select(User.id).where(User.id == begun.user_id).with_for_update())
             secret = secrets.token_urlsafe(_REFRESH_BYTES)
             renewed = session.execute(
                 update(SignIn)
@@ -188,7 +197,7 @@ class AuthService:
             elif self._is_active_again(session, renewed.user_id, now):
                 sign_in = bearer.SignIn(renewed.user_id, str(name), renewed.signed_in_at)
                 return _tokens(sign_in, secret, now)
-        raise _not_valid()
+        raise not_valid()
 
     def _is_active_again(self, session: Session, user_id: int, now: datetime) -> bool:
         active = update(User).where(User.id == user_id, User.is_active)
@@ -204,7 +213,7 @@ class AuthService:
             revoke(session, str(name))
             get_audit_service().record(
                 session, "sign_in_renewed", ANYONE.during(request_id), outcome="token_reused",
-                subject=session.get_one(User, ended).uid,
+                subject=session.scalar(select(User.uid).where(User.id == ended)),
             )  # fmt: skip
 
     def authenticate(self, token: str, request_id: str | None) -> SignedIn:
@@ -222,7 +231,7 @@ class AuthService:
         with session_scope(read_only=True) as session:
             user = session.execute(_BEARER, told).one_or_none()
         if user is None or not user.is_active or _is_older(claims, user.tokens_valid_after):
-            raise _not_valid()
+            raise not_valid()
         actor = Actor("person", user.role, user_id, claims.token_id, request_id, uid=user.uid)
         return SignedIn(actor, claims.sign_in)
 
@@ -242,39 +251,7 @@ class AuthService:
         get_account_service().end_sign_ins(session, actor.user_id or 0)
         get_audit_service().record(session, "sign_out_everywhere", actor, subject=actor.uid)
 
-    def change_password(
-        self, actor: Actor, present: str, password: str, address: str | None
-    ) -> None:
-        """
-        Change one's own password; every sign-in ends, this one too.
-
-        Manages its own transactions: none is open while passwords are hashed.
-
-        Raises:
-            WrongPresentPasswordError: *present* is not the password.
-            WeakPasswordError: *password* would be guessed.
-            TooManyAttemptsError: Before anything was looked at.
-        """
-        with session_scope(read_only=True) as session:
-            user = session.get_one(User, actor.user_id)
-        email, present_hash = user.email or "", user.password_hash
-        get_throttle_service().require_allowed(email, address)
-        if not passwords.verify_password(present, present_hash):
-            get_throttle_service().failed(email, address)
-            with session_scope() as session:
-                get_audit_service().record(
-                    session, "password_changed", actor, outcome="wrong_password", subject=user.uid
-                )
-            raise WrongPresentPasswordError("this is not the present password")
-        hashed = hash_strong(password, email)
-        with session_scope() as session:
-            # For writing: of two changes at once, the second one finds another password.
-            user = session.get_one(User, user.id, with_for_update=True)
-            if user.password_hash != present_hash:
-                raise WrongPresentPasswordError("this is not the present password")
-            get_account_service().replace_hash(session, user, hashed, actor)
-
-    def record_denial(self, actor: Actor, err: ForbiddenError, act: str) -> None:
+    def record_denial(self, actor: Actor, err: ForbiddenError | StaleSignInError, act: str) -> None:
         """Record that somebody signed in asked for what they may not; in its own transaction."""
         with session_scope() as session:
             whose = select(User.uid).where(User.id == err.subject_id)
@@ -312,12 +289,12 @@ class AuthService:
 _WRONG: Final = -1
 
 
-def _step(user: User | None, code: str) -> int | None:
+def _step(account: Account | None, secret: str, code: str) -> int | None:
     """Return the step of *code*, `None` where the account asks for none, and `_WRONG`."""
-    if user is None or user.totp_secret is None or user.totp_step is None:
+    if account is None or account.totp_step is None:
         return None
-    step = one_time_codes.step_of(code, user.totp_secret, datetime.now(UTC))
-    return _WRONG if step is None or step <= user.totp_step else step
+    step = one_time_codes.step_of(code, secret, datetime.now(UTC))
+    return _WRONG if step is None or step <= account.totp_step else step
 
 
 def _tokens(sign_in: bearer.SignIn, secret: str, now: datetime) -> Tokens:
@@ -336,7 +313,8 @@ def _wrong() -> WrongPasswordError:
     return WrongPasswordError("the e-mail, the password or the one-time code is wrong")
 
 
-def _not_valid() -> UnauthenticatedError:
+def not_valid() -> UnauthenticatedError:
+    """Make the one answer to every token that does not open."""
     return UnauthenticatedError("the bearer token is not valid")
 
 

@@ -165,7 +165,7 @@ TABLE: Final[dict[Route, tuple[Collection[Who], Arguments]]] = {
     ("GET", "/security/approvals"): (ADMIN_ONLY, _nothing),
     ("POST", "/security/approvals/{approval_id}"): (ADMIN_ONLY, _nothing),
     ("DELETE", "/security/approvals/{approval_id}"): (ADMIN_ONLY, _nothing),
-    ("POST", "/auth/codes"): (STAFF, _nothing),
+    ("POST", "/auth/codes"): (STAFF, _json(present_password=PASSWORD)),
     # There is nothing to confirm, and the password is another one: refused after the question
     # who asks.
     ("POST", "/auth/codes/confirm"): (SIGNED_IN, _json(code="123456")),

@@ -438,8 +438,8 @@ def test_sign_in_forms_that_are_none_are_refused(client: TestClient) -> None:
         Refusal("POST", path, 422, raw=b"", headers=form),
         Refusal("POST", path, 422, raw=f"username={CANARY}".encode(), headers=form),
         Refusal("POST", path, 415, raw=CANARY.encode(), headers=multipart),
-        Refusal("POST", path, 401, raw=b"username=%ed%a0%80&password=%ff%00", headers=form),
-        Refusal("POST", path, 401, raw=b"username=\xff\x00&password=\xff", headers=form),
+        Refusal("POST", path, 422, raw=b"username=%ed%a0%80&password=%ff%00", headers=form),
+        Refusal("POST", path, 422, raw=b"username=\xff\x00&password=\xff", headers=form),
         Refusal(
             "POST", path, 401, headers=form, code="wrong_credentials",
             raw=f"username={CANARY}&password={CANARY}".encode(),
@@ -563,3 +563,13 @@ def test_the_application_does_not_start_on_a_database_that_is_behind(service: Se
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(ConfigurationError, match="0000"), TestClient(create_app()):
         pass
+
+
+def test_a_method_that_a_path_has_not_is_told_those_that_it_has(client: TestClient) -> None:
+    for path, methods in (
+        ("/security/data/consent/3", "GET, POST"),
+        ("/security/holds", "GET, POST"),
+        ("/auth/token", "POST"),
+    ):
+        answer = client.patch(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)

@@ -1,5 +1,6 @@
 """Acts of weight: a fresh sign-in, and a second admin where the operator wants one."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,9 @@ def test_a_grave_act_needs_a_sign_in_of_the_last_minutes(
         assert "insufficient_user_authentication" in stale.headers["www-authenticate"]
         fresh = client.request(method, path, json={}, headers=signed_in(1, 14))
         assert fresh.status_code in {200, 404, 422}, route
+    with session_scope(read_only=True) as session:
+        denied = select(AuditEvent.outcome).where(AuditEvent.action == "denied")
+        assert list(session.scalars(denied)) == ["fresh_sign_in_needed"] * len(GRAVE)
 
 
 def test_what_is_not_grave_goes_on_with_a_sign_in_of_yesterday(
@@ -193,10 +197,56 @@ def test_a_dry_run_needs_nobody_else_and_the_real_run_does(two: Two) -> None:
     path = "/security/retention/apply"
     dry = two.client.post(path, json={"dry_run": True}, headers=two.first)
     assert dry.status_code == 200
-    for body in ({"dry_run": False}, {}, {"dry_run": "true"}, {"dry_run": 1}):
-        real = two.client.post(path, json=body, headers=two.first)
-        assert real.status_code in {403, 422}, body
-        assert real.json()["code"] in {"approval_needed", "invalid_request"}
+    real = two.client.post(path, json={"dry_run": False}, headers=two.first)
+    assert (real.status_code, real.json()["code"]) == (403, "approval_needed")
+
+
+def test_nobody_is_asked_to_approve_what_would_be_refused_anyway(two: Two) -> None:
+    apply, policy = "/security/retention/apply", "/security/retention/policy"
+    cases: list[tuple[str, Any]] = [
+        (apply, {}),
+        (apply, {"dry_run": "true"}),
+        (apply, {"dry_run": 1}),
+        (apply, {"dry_run": False, "x": "y" * 60_000}),
+        (policy, []),
+        (policy, "text"),
+        (policy, POLICY | {"retention_days": "400"}),
+        ("/security/data/delete", {"user_id": 2, "email": ADMIN, "mode": "delete", "reason": "x"}),
+        ("/security/backup/restore", {"backup_id": "x"}),
+    ]
+    for path, body in cases:
+        answer = two.client.post(path, json=body, headers=two.first)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), body
+        assert answer.json()["errors"][0]["at"].startswith("body")
+    bare = two.client.post(policy, headers=two.first)
+    assert (bare.status_code, bare.json()["code"]) == (422, "invalid_request")
+    assert two.client.get("/security/approvals", headers=two.second).json()["items"] == []
+
+
+def test_blanks_between_the_words_are_not_kept_and_make_no_other_request_of_it(two: Two) -> None:
+    spaced = json.dumps(POLICY, indent=5_000)
+    headers = two.first | {"Content-Type": "application/json"}
+    path = "/security/retention/policy"
+    answer = two.client.post(path, content=spaced, headers=headers)
+    number = answer.json()["approval_id"]
+    (waiting,) = two.client.get("/security/approvals", headers=two.second).json()["items"]
+    assert waiting["request"] == json.dumps(POLICY, separators=(",", ":"))
+    assert two.approve(number).status_code == 200
+    assert two.ask().status_code == 201
+
+
+def test_what_waits_is_shown_by_pages_and_more_than_twenty_is_a_conflict(two: Two) -> None:
+    numbers = [two.wanted(retention_days=days) for days in range(1, 21)]
+    too_many = two.ask(retention_days=21)
+    assert (too_many.status_code, too_many.json()["code"]) == (409, "too_many_waiting")
+    path = "/security/approvals"
+    shown = [
+        [one["id"] for one in two.client.get(f"{path}?{page}", headers=two.second).json()["items"]]
+        for page in ("", "limit=3", "limit=30&offset=17", "offset=20")
+    ]
+    assert shown == [numbers, numbers[:3], numbers[17:], []]
+    for page in ("limit=0", "limit=501", "offset=-1"):
+        assert two.client.get(f"{path}?{page}", headers=two.second).status_code == 422
 
 
 def test_the_request_lies_sealed_and_is_gone_once_it_was_used(two: Two) -> None:

@@ -1,9 +1,12 @@
 """Accounts: hashes made anew, rights given and taken, and what the command line does for them."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
+from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,11 +16,12 @@ from sqlalchemy import select
 from backend.api import auth
 from backend.crypto import passwords
 from backend.db_utils import session_scope
-from backend.errors import ConflictError, SubjectNotFoundError
+from backend.errors import ConflictError, SubjectNotFoundError, UnauthenticatedError
 from backend.models import AuditEvent, Role, SignIn, User
 from backend.services.account_service import get_account_service
-from backend.services.audit_service import COMMAND_LINE
+from backend.services.audit_service import COMMAND_LINE, Actor
 from backend.services.auth_service import WrongPasswordError, get_auth_service
+from backend.services.credential_service import get_credential_service
 from tests.conftest import ADMIN, PASSWORD, Run, Service
 from tests.conftest import SignIn as TokenOf
 
@@ -73,6 +77,62 @@ def test_a_password_that_changes_while_it_is_verified_lets_nobody_in(
         assert session.scalars(select(SignIn)).all() == []
 
 
+def erase(user_id: int) -> None:
+    with session_scope() as session:
+        session.delete(session.get_one(User, user_id))
+
+
+def test_who_is_erased_while_a_password_is_verified_is_signed_in_no_more(
+    client: TestClient, service: Service, sign_in: TokenOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = passwords.verify_password
+    body = {"present_password": PASSWORD, "new_password": "seven grey herons at noon"}
+    for path, sent in (
+        ("/auth/password", body), ("/auth/codes", {"present_password": PASSWORD}),
+    ):  # fmt: skip
+        user_id = service.user(JANE, Role.AUDITOR)
+
+        def erased_meanwhile(password: str, stored: str | None, user_id: int = user_id) -> bool:
+            erase(user_id)
+            return verify(password, stored)
+
+        headers = sign_in(JANE)
+        monkeypatch.setattr(passwords, "verify_password", erased_meanwhile)
+        answer = client.post(path, json=sent, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
+
+
+def test_who_is_erased_while_a_token_is_verified_changes_nothing(service: Service) -> None:
+    user_id = service.user(JANE, Role.AUDITOR)
+    gone = Actor("person", Role.AUDITOR, user_id, uid=uuid4())
+    erase(user_id)
+    credentials = get_credential_service()
+    for act in (
+        partial(credentials.change_password, gone, PASSWORD, "seven grey herons at noon", None),
+        partial(credentials.begin_codes, gone, PASSWORD, None),
+        partial(credentials.confirm_codes, gone, "123456", None),
+        partial(credentials.remove_codes, gone, "123456", None),
+    ):
+        with pytest.raises(UnauthenticatedError, match="not valid"):
+            act()
+
+
+@pytest.mark.parametrize("password", ["Kowalczyk-Agnieszka7", "zoe.AGNIESZKA.zoe-7402"])
+def test_a_password_that_is_made_of_the_persons_name_is_refused(
+    client: TestClient, service: Service, sign_in: TokenOf, run: Run, password: str
+) -> None:
+    service.user(JANE, full_name="Agnieszka Zoe Kowalczyk")
+    service.user("joe@example.com")
+    body = {"present_password": PASSWORD, "new_password": password}
+    named = client.post("/auth/password", json=body, headers=sign_in(JANE))
+    assert (named.status_code, named.json()["code"]) == (422, "weak_password")
+    assert run("set-password", JANE, "--password-stdin", stdin=password).code == 2
+    # It is nobody else's name.
+    other = client.post("/auth/password", json=body, headers=sign_in("joe@example.com"))
+    assert other.status_code == 204
+    assert run("set-password", "joe@example.com", "--password-stdin", stdin=password).code == 0
+
+
 def test_who_waits_for_a_hash_keeps_no_thread_from_other_requests(
     client: TestClient, service: Service, admin: dict[str, str]
 ) -> None:
@@ -81,8 +141,11 @@ def test_who_waits_for_a_hash_keeps_no_thread_from_other_requests(
         for _ in range(passwords.AT_ONCE):
             taken.enter_context(passwords._SLOTS)
         waiting = [pool.submit(client.post, "/auth/token", data=form) for _ in range(MANY)]
+        deadline = time.monotonic() + 60
         while auth._HASHING.statistics().tasks_waiting < MANY - passwords.AT_ONCE:
             assert not any(one.done() for one in waiting)
+            assert time.monotonic() < deadline, "they do not all wait for a hash"
+            time.sleep(0.005)
         # This one needs a thread.
         assert client.get("/auth/me", headers=admin).status_code == 200
         assert not any(one.done() for one in waiting)
