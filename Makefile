@@ -66,7 +66,9 @@ audit: .venv/dev
 # One of requirements-parts.in by itself: `make part PART=boto3`. Its hashes, and those of what it
 # pulls in, come from the lock.
 part: .venv/runtime
-	@line=$$(grep -m 1 -E '^$(PART)(\[|==)' requirements-parts.in) && \
+	@line=$$(grep -m 1 -E '^$(PART)(\[|==)' requirements-parts.in) || { \
+	  echo "make part PART=NAME installs one of" $$(sed -n 's/^\([a-z0-9-]*\).*==.*/\1/p' requirements-parts.in) >&2; \
+	  exit 2; }; \
 	  { echo "$$line \\"; sed -n '/^$(PART)==/,/[^\\]$$/ { /--hash/p; }' requirements-parts.txt; } | \
 	  $(PIP) --require-hashes -c requirements-parts.txt -r /dev/stdin
 

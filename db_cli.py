@@ -52,7 +52,16 @@ def main() -> int:
     """Run one command; a refusal is one line on stderr and exit code 2."""
     try:
         configure_logs(get_settings())
-        app()
+        # Alone, it would print boxes around what it refuses, and end the process itself.
+        return int(app(standalone_mode=False) or 0)
+    except typer.TyperException as err:
+        # What asks for help was given it, and has no words.
+        if words := " ".join(err.format_message().split()):
+            print(f"holdfast: {words}", file=sys.stderr)
+        return REFUSED
+    except typer.Abort:
+        print("holdfast: aborted", file=sys.stderr)
+        return FAILED
     except HoldfastError as err:
         print(f"holdfast: {err.detail}", file=sys.stderr)
         failed = err.status >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -66,7 +75,6 @@ def main() -> int:
     finally:
         # The end of the process frees it all at once.
         gc.freeze()
-    return 0
 
 
 if __name__ == "__main__":

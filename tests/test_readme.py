@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+ENTER = ". .venv/bin/activate"
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Start `python main.py`; give its port, the first admin's password, and its environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "DATA_DIR": str(tmp_path / "data"), "PORT": str(port), "LOG_LEVEL": "ERROR",
     }  # fmt: skip
@@ -31,15 +31,18 @@ def server(tmp_path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
         [sys.executable, ROOT / "main.py"], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        shown = next(line for line in process.stdout if "shown this once" in line)
-        password = shown.split(":")[1].strip()
-        _wait(port)
-        yield port, password, environment
-        process.terminate()
+        try:
+            shown = next(line for line in process.stdout if "shown this once" in line)
+            password = shown.split(":")[1].strip()
+            _wait(port)
+            yield port, password, environment
+        finally:
+            # Else leaving it would wait for its end, for ever.
+            process.terminate()
 
 
 def _wait(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz"):
@@ -61,9 +64,9 @@ def test_the_tour_in_ten_requests_works_as_written(
     assert script.count("call /") + 1 == 10  # the sign-in is the first
     last = blocks.pop()
     lines = ["set -euo pipefail", *"\n".join(blocks).splitlines()]
-    script = "\n".join(line for line in lines if not line.startswith("read "))
+    script = "\n".join(line for line in lines if not line.startswith(("read ", f"{ENTER} ")))
     script = script.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-    script = script.replace(".venv/bin/python", sys.executable)
+    script = script.replace("python db_cli.py", f"{sys.executable} db_cli.py")
     marked = script + f"\necho; echo MARK; {last.strip()} || true\n"
     done = subprocess.run(
         ["bash", "-c", marked], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -74,6 +77,18 @@ def test_the_tour_in_ten_requests_works_as_written(
     assert '"erasures":1' in done.stdout
     problem = json.loads(done.stdout.split("MARK\n")[1])
     assert problem["code"] == "subject_not_found"
+
+
+def test_the_python_that_commands_need_is_entered_before_the_first_of_them() -> None:
+    assert README.index(ENTER) < README.index("python db_cli.py")
+    assert ENTER in (ROOT / "SECURITY.md").read_text().split("## Runbook")[1].split("###")[0]
+    if not (ROOT / ".venv" / "bin" / "activate").exists():
+        pytest.skip("`make run` has set up nothing here")
+    shell = f"set -e; {ENTER}; python db_cli.py --help"
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=ROOT, capture_output=True, check=False, env={"PATH": os.defpath}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_file_that_the_documents_point_to_exists() -> None:

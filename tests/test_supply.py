@@ -207,6 +207,18 @@ def audit() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("name", ["nonsense", "", "boto"])
+def test_a_part_that_is_none_is_refused_with_those_that_are(name: str) -> None:
+    done = subprocess.run(
+        [*("make", "--silent", "--old-file=.venv/runtime", "part"), f"PART={name}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    said = done.stderr.splitlines()[0]
+    assert said.startswith("make part PART=NAME installs one of ")
+    assert said.split()[6:] == list(chosen("requirements-parts"))
+
+
 _SOUND: Final = {"name": "sound", "version": "1", "vulns": []}
 _WEAK: Final = {"name": "weak", "version": "2", "vulns": [{"id": "PYSEC-2026-1"}]}
 _UNKNOWN: Final = {"name": "unknown", "skip_reason": "not found"}

@@ -6,10 +6,12 @@ import typer
 
 from backend.cli.showing import ask_password
 from backend.db_utils import session_scope
+from backend.errors import RefusedError
 from backend.models import Role
 from backend.services.account_service import get_account_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.setup_service import get_setup_service
+from backend.settings import is_address
 
 app = typer.Typer()
 
@@ -35,6 +37,9 @@ def create_user(
     password_stdin: PasswordStdin = False,
 ) -> None:
     """Create an account."""
+    # Before the password is asked for: nobody types one twice for nothing.
+    if not is_address(email.strip()):
+        raise RefusedError("this is no e-mail address")
     password = ask_password(password_stdin)
     get_setup_service().open()
     with session_scope() as session:

@@ -27,13 +27,19 @@ def audit() -> None:
 
 
 @app.command("list")
-def list_events(
+def list_events(  # noqa: PLR0913 - each is a question of its own
     *,
     user_id: Number = None,
+    subject_ref: Annotated[
+        str | None, typer.Option(help="As `find` shows it, or an event of an erased person.")
+    ] = None,
     by_user_id: Number = None,
     action: str | None = None,
     since: Moment = None,
     until: Moment = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=2**63 - 1, help="Only events with a lower number.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -41,10 +47,12 @@ def list_events(
     get_setup_service().open()
     sought = Sought(
         user_id=user_id,
+        subject_ref=subject_ref,
         by_user_id=by_user_id,
         action=action,
         since=since and since.replace(tzinfo=UTC),
         until=until and until.replace(tzinfo=UTC),
+        before=before,
     )
     with session_scope() as session:
         events = get_audit_service().read(session, COMMAND_LINE, sought, limit)
@@ -92,5 +100,10 @@ def _show_checked(checked: Checked) -> None:
         warn(f"{each.kind}: event {each.event_id} {each.detail}")
     for loss in checked.losses:
         warn(f"events after {loss.after} were lost until {loss.at}, by a restore without them")
+    for other in checked.others:
+        warn(
+            f"another trail, {other.chain_id}, lies in {other.store}, up to event "
+            f"{other.event_id}: no restore has replaced it by this one"
+        )
     for url in checked.silent:
         warn(f"the store {url} does not answer: its checkpoints could not be compared")

@@ -224,7 +224,7 @@ def copy_out(
     get_setup_service().open()
     manifest = get_catalogue_service().manifest(backup_id)
     fingerprint = write_new_with(
-        output, lambda out: get_dump_service().wrap_copy(manifest, key_file, out)
+        output, lambda out: get_dump_service().copy_out(manifest, key_file, out, COMMAND_LINE)
     )
     print(f"{output}: opens with the key {fingerprint}")
 

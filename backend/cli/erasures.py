@@ -2,7 +2,6 @@
 
 import os
 import stat
-import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from backend.cli.showing import (
     AsJson,
     DryRun,
+    ask_address,
     print_json,
     print_table,
     refuse_new,
@@ -57,17 +57,18 @@ def who(user_id: int | None, *, address_stdin: bool) -> Who:
         if not 0 < user_id <= MAX_USER_ID:
             raise RefusedError("nobody can have this number")
         return Who(user_id)
-    address = sys.stdin.readline().strip()
+    address = ask_address()
     return Who(email=address) if "@" in address else Who(phone=address)
 
 
 @app.command()
 def find(*, as_json: AsJson = False) -> None:
-    """Find the person whose e-mail address or telephone is read from stdin."""
+    """Find the person whose e-mail address or telephone is asked for, or read from stdin."""
     named = who(None, address_stdin=True)
     get_setup_service().open()
     subject, tables = get_subject_service().look_up(COMMAND_LINE, named)
-    show({"user_id": subject.number, "named_in": tables}, as_json=as_json)
+    found = {"user_id": subject.number, "named_in": tables, "subject_ref": subject.ref}
+    show(found, as_json=as_json)
 
 
 @app.command()

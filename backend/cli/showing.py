@@ -31,6 +31,8 @@ def ask_password(from_stdin: bool) -> str:
     """Ask twice, without showing what is typed, or read a line that is piped in."""
     if from_stdin:
         return sys.stdin.readline().rstrip("\n")
+    if not sys.stdin.isatty():
+        raise RefusedError("stdin is no terminal: give the password with --password-stdin")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
@@ -39,6 +41,17 @@ def ask_passphrase(*, confirm: bool = False) -> str:
     if sys.stdin.isatty():
         return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
     return sys.stdin.readline().rstrip("\n")
+
+
+def ask_address() -> str:
+    """Read a line that is piped in; on a terminal ask, beside what programs read."""
+    if sys.stdin.isatty():
+        address = str(typer.prompt("E-mail address or telephone", err=True))
+    else:
+        address = sys.stdin.readline()
+    if not address.strip():
+        raise RefusedError("an e-mail address or a telephone is read from stdin: nothing came")
+    return address.strip()
 
 
 def write_new(path: Path, chunks: Iterator[bytes]) -> None:

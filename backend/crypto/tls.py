@@ -46,7 +46,14 @@ def server_context(certificate: Path, key: Path, now: datetime) -> ssl.SSLContex
 
 
 def _refuse_out_of_date(certificate: Path, now: datetime) -> None:
-    own, *_ = x509.load_pem_x509_certificates(certificate.read_bytes())
+    try:
+        own, *_ = x509.load_pem_x509_certificates(certificate.read_bytes())
+    except ValueError:
+        # OpenSSL has also taken BEGIN TRUSTED CERTIFICATE, a form of its own.
+        raise ConfigurationError(
+            "SSL_CERT_PATH: not certificates in PEM, each between BEGIN CERTIFICATE and END "
+            "CERTIFICATE"
+        ) from None
     since, until = own.not_valid_before_utc, own.not_valid_after_utc
     if not since <= now <= until:
         raise ConfigurationError(

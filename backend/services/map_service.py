@@ -25,7 +25,7 @@ from backend.privacy.processing import (
     records,
 )
 from backend.services.policy_service import Policy, get_policy_service
-from backend.settings import get_settings
+from backend.settings import Settings, get_settings
 
 FORMAT_NAME: Final = "holdfast-data-map"
 FORMAT_VERSION: Final = 1
@@ -170,7 +170,6 @@ def _measures(policies: list[Policy]) -> tuple[Measure, ...]:
         if settings.scheduler_enabled
         else "not by this process, whose scheduler is off"
     )
-    https = "this process" if settings.ssl_cert_path else "whatever stands before this process"
     return (
         Measure(
             "backups",
@@ -185,8 +184,16 @@ def _measures(policies: list[Policy]) -> tuple[Measure, ...]:
             f"{len(DATA_MAP.carried_over)} tables outlive a restore",
         ),
         Measure("retention", f"{enforced} of {len(policies)} policies are enforced, {runs}"),
-        Measure("transport", f"HTTPS is served by {https}"),
+        Measure("transport", _transport(settings)),
     )
+
+
+def _transport(settings: Settings) -> str:
+    if settings.ssl_cert_path:
+        return "HTTPS is served by this process"
+    if settings.proxies:
+        return "HTTPS is served by whatever stands before this process"
+    return "plain HTTP: neither this process nor a proxy that it knows of serves HTTPS"
 
 
 def _table_facts(data_map: DataMap, mapped: MappedTable) -> TableFacts:

@@ -15,6 +15,31 @@ Headers = dict[str, str]
 RECORDS, PAGE = "/security/processing", "/security/processing/page"
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "plain HTTP: neither this process nor a proxy that it knows of serves HTTPS"),
+        ({"TRUSTED_PROXIES": "10.0.0.1"}, "HTTPS is served by whatever stands before this process"),
+        (
+            {"SSL_CERT_PATH": "certificate.pem", "SSL_KEY_PATH": "key.pem"},
+            "HTTPS is served by this process",
+        ),
+    ],
+    ids=["nothing", "a proxy", "a certificate"],
+)
+def test_who_serves_https_is_told_as_it_is_set(
+    run: Run,
+    sqlite_service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    words: str,
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    measures = run("map", "records", "--json").json["measures"]
+    assert {"name": "transport", "words": words} in measures
+
+
 @pytest.mark.parametrize("path", [RECORDS, PAGE])
 def test_only_an_admin_reads_them(
     client: TestClient, service: Service, admin: Headers, sign_in: SignIn, path: str

@@ -238,6 +238,16 @@ def test_a_key_with_a_passphrase_is_refused(tmp_path: Path, refused: Refuse) -> 
     assert "not a certificate and its key" in refused(tmp_path / "data", **made.settings)
 
 
+def test_a_certificate_in_openssls_own_form_is_refused(tmp_path: Path, refused: Refuse) -> None:
+    made = pair(tmp_path)
+    text = made.certificate.read_text()
+    made.certificate.write_text(text.replace(" CERTIFICATE-", " TRUSTED CERTIFICATE-"))
+    # It is one that OpenSSL takes.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(made.certificate, made.key)
+    line = refused(tmp_path / "data", **made.settings)
+    assert "SSL_CERT_PATH: not certificates in PEM, each between BEGIN CERTIFICATE" in line
+
+
 def test_production_without_tls_is_refused_and_makes_nothing(
     tmp_path: Path, refused: Refuse
 ) -> None:

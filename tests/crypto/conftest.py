@@ -25,6 +25,9 @@ from backend.crypto.key_services import (
 )
 from backend.errors import HoldfastError
 from tests.conftest import KEY
+from tests.ports import free_port
+
+__all__ = ["free_port"]
 
 RAW: Final = base64.b64decode(KEY)
 TOKEN: Final = "canary-of-a-root-token"
@@ -45,12 +48,6 @@ def address_of(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def needs(*modules: str) -> None:
     for name in modules:
         if importlib.util.find_spec(name) is None:
@@ -65,7 +62,7 @@ def running(command: list[Any], folder: Path, port: int) -> Iterator[subprocess.
         env = {"HOME": str(folder), "PATH": os.environ["PATH"]}
         process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=env)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not _accepts(port):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -103,7 +103,7 @@ def service(request: pytest.FixtureRequest, aws_credentials: None) -> KeyService
 def test_a_sealed_or_stopped_vault_is_unavailable_and_one_unsealed_opens(tmp_path: Path) -> None:
     port = free_port()
     with running(bao_command(port), tmp_path, port) as process:
-        services = KeyServices(address_of(port), TOKEN, vault_transit_key="k", timeout_seconds=2)
+        services = services_at(address_of(port))
         client = vault_client(address_of(port))
         client.sys.enable_secrets_engine("transit")
         client.secrets.transit.create_key("k")

@@ -70,26 +70,31 @@ def test_two_long_passwords_that_differ_at_the_end_are_two() -> None:
 
 def test_a_password_beyond_the_limit_costs_no_hashing() -> None:
     longer = "x" * (passwords.MAX_CHARS + 1)
-    assert not verify_password(longer, hash_password(longer))
-    started = time.process_time()
-    for _ in range(200):
-        assert not verify_password("x" * 1_000_000, STORED)
-    assert time.process_time() - started < 1
+    stored = hash_password(longer)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as taken:
+        # Whoever hashes waits for one of these.
+        for _ in range(passwords.AT_ONCE):
+            taken.enter_context(passwords._SLOTS)
+        for password in (longer, "x" * 1_000_000):
+            assert not pool.submit(verify_password, password, stored).result(timeout=60)
 
 
 def test_without_an_account_the_answer_is_no_and_takes_as_long() -> None:
     verify_password(PASSWORD, None)
+    assert passwords._dummy().split("$")[:4] == STORED.split("$")[:4]
 
     def seconds(stored: str | None) -> float:
-        taken = []
-        for _ in range(5):
-            started = time.thread_time()
-            assert not verify_password("a wrong password", stored)
-            taken.append(time.thread_time() - started)
-        return min(taken)
+        started = time.thread_time()
+        assert not verify_password("a wrong password", stored)
+        return time.thread_time() - started
 
-    known, unknown = seconds(STORED), seconds(None)
-    assert 0.5 < unknown / known < 2
+    # In turn, and more than once: what else runs on the core makes a hash slower, not faster.
+    known = unknown = float("inf")
+    for _ in range(50):
+        known, unknown = min(known, seconds(STORED)), min(unknown, seconds(None))
+        if 0.5 < unknown / known < 2:
+            return
+    pytest.fail(f"{unknown} s without an account, {known} s with one")
 
 
 def test_an_account_of_no_hash_opens_with_no_password_not_even_the_dummys() -> None:
@@ -106,7 +111,7 @@ def test_half_of_the_cores_hash_at_once_and_the_next_one_waits() -> None:
             waiting = pool.submit(verify_password, PASSWORD, STORED)
             time.sleep(0.3)
             assert not waiting.done()
-        assert waiting.result(timeout=10)
+        assert waiting.result(timeout=60)
 
 
 def test_a_hash_of_less_cost_is_outdated_and_one_of_todays_is_not() -> None:

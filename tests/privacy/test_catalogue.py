@@ -4,7 +4,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from statistics import median
 from typing import Any
 
 import pytest
@@ -146,7 +145,8 @@ def test_it_is_one_statement_and_takes_no_time(session: Session) -> None:
         begun = time.perf_counter()
         unknown(session, DATA_MAP)
         taken.append(1000 * (time.perf_counter() - begun))
-    assert median(taken) < SLOWEST_MILLISECONDS
+    # What else runs on the core makes some slower, and none faster.
+    assert min(taken) < SLOWEST_MILLISECONDS
 
 
 def test_a_table_that_another_connection_made_meanwhile_is_seen(service: Service) -> None:

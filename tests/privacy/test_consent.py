@@ -228,7 +228,7 @@ def test_events_at_the_same_time_have_an_order(service: Service, person: int) ->
         answers = [
             pool.submit(record_as, ADMINISTRATOR, person, granted=bool(n % 2)) for n in range(12)
         ]
-        times = [answer.result(timeout=30) for answer in answers]
+        times = [answer.result(timeout=60) for answer in answers]
     assert len(set(times)) == 12
     with session_scope(read_only=True) as session:
         found = get_consent_service().of(session, person)

@@ -443,7 +443,7 @@ def beside(user_id: int, mode: EraseMode, act: Callable[[Any], object]) -> str:
             session.flush()
             erasing = pool.submit(erase_person, user_id, mode)
             wait([erasing], timeout=0.4)
-        return erasing.result(timeout=20)
+        return erasing.result(timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import httpx2 as httpx
@@ -57,6 +57,8 @@ from tests.privacy.people import (
 DELETE, ANONYMIZE = EraseMode.DELETE, EraseMode.ANONYMIZE
 JANE, JANES_PHONE, KIM = "jane@example.com", "+351 912 345 678", "kim@example.com"
 DELETE_URL = "/security/data/delete"
+# Bounds what never comes; how long a busy machine takes decides nothing.
+_PATIENCE_SECONDS: Final = 60
 
 
 def erase(who: Who, mode: EraseMode = DELETE) -> Erasure:
@@ -141,7 +143,7 @@ def test_a_second_erasure_that_waited_for_the_first_is_told_so_by_address_too(
             )
             waiting = pool.submit(second)
             wait([waiting], timeout=0.3)
-        assert waiting.result(timeout=20) == "subject_not_found"
+        assert waiting.result(timeout=60) == "subject_not_found"
     assert len(list(store().names("ledger-", ".enc"))) == 1
 
 
@@ -159,7 +161,7 @@ def test_an_address_that_is_being_changed_during_an_erasure_goes_too(service: Se
             session.flush()
             erasing = pool.submit(erase, Who(person))
             wait([erasing], timeout=0.3)
-        erasing.result(timeout=20)
+        erasing.result(timeout=60)
     assert left_of({JANE, "Jane Known"}, cells_in_plain()) == set()
 
 
@@ -185,9 +187,16 @@ class Writers:
             for thread in threads:
                 thread.join()
 
+    def wait_for_some(self) -> None:
+        """Wait until rows of the one and of others were acknowledged."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not (self.of_target and self.acknowledged):
+            assert time.monotonic() < end, "nobody writes"
+            time.sleep(0.02)
+
     def _work(self, number: int) -> None:
         dice = random.Random(number)  # noqa: S311 - nothing secret
-        end = time.monotonic() + 8
+        end = time.monotonic() + _PATIENCE_SECONDS
         for turn in range(1000):
             if self._stop.is_set() or time.monotonic() > end:
                 return
@@ -237,7 +246,7 @@ def test_an_erasure_among_fifty_writers_ends_right(
     writers = Writers(person.id, person.keys["bookings"][0], others)
     statuses: list[int] = []
     with writers.at_work():
-        time.sleep(0.4)
+        writers.wait_for_some()
         body = {"user_id": person.id, "mode": "delete", "reason": "request"}
         while not statuses or (statuses[-1] in (409, 503) and len(statuses) < 20):
             statuses.append(client.post(DELETE_URL, json=body, headers=admin).status_code)

@@ -105,7 +105,9 @@ def test_on_a_terminal_the_passphrase_is_asked_for_and_not_shown(
     assert {path.name for path in out.iterdir()} == {sealed.name, "export.json"}
 
 
-def on_terminal(folder: Path, typed: str, *arguments: str | Path) -> tuple[int, str]:
+def on_terminal(
+    folder: Path, typed: str, *arguments: str | Path, asked: str = "Passphrase"
+) -> tuple[int, str]:
     """Run a command on a terminal of its own, far from any installation, and type a line."""
     ours, theirs = pty.openpty()
     # A session without a terminal of its own reads and asks on what it is given.
@@ -117,12 +119,12 @@ def on_terminal(folder: Path, typed: str, *arguments: str | Path) -> tuple[int, 
     seen = b""
     try:
         # The space comes when the terminal no longer shows, or forgets, what is typed.
-        while not seen.endswith(b"Passphrase: ") and (data := read(ours)):
+        while not seen.endswith(f"{asked}: ".encode()) and (data := read(ours)):
             seen += data
         os.write(ours, f"{typed}\n".encode())
         while data := read(ours):
             seen += data
-        return process.wait(timeout=30), seen.decode().replace("\r\n", "\n")
+        return process.wait(timeout=60), seen.decode().replace("\r\n", "\n")
     finally:
         process.kill()
         process.wait()
@@ -131,7 +133,7 @@ def on_terminal(folder: Path, typed: str, *arguments: str | Path) -> tuple[int, 
 
 def read(terminal: int) -> bytes:
     """What was written to the terminal; nothing when the other side has ended."""
-    assert select.select([terminal], [], [], 30)[0], "nothing came for 30 seconds"
+    assert select.select([terminal], [], [], 60)[0], "nothing came for 60 seconds"
     with suppress(OSError):  # Linux says EIO then.
         return os.read(terminal, 1024)
     return b""

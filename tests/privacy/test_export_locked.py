@@ -237,6 +237,19 @@ def test_a_locked_zip_is_refused_unless_all_that_it_needs_is_there(
     assert exports_on_record() == [expected]
 
 
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+def test_a_passphrase_of_a_wrong_length_is_refused_and_not_told_how_long_it_was(
+    client: TestClient, admin: dict[str, str]
+) -> None:
+    for length, status in ((11, 422), (12, 200), (1024, 200), (1025, 422)):
+        body = {"user_id": 1, "encrypt": True, "passphrase": "x" * length}
+        answer = client.post("/security/data/export", json=body, headers=admin)
+        assert answer.status_code == status
+        if status == 422:
+            said = answer.json()["detail"]
+            assert said == "body.passphrase: a passphrase has 12 to 1024 characters"
+
+
 def exports_on_record() -> list[Any]:
     with session_scope(read_only=True) as session:
         events = session.scalars(select(AuditEvent).where(AuditEvent.action == "export"))

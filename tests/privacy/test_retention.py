@@ -229,8 +229,8 @@ def test_a_real_run_is_logged_and_a_dry_run_only_in_the_trail(
     with session_scope(read_only=True) as session:
         trail = select(AuditEvent).where(AuditEvent.action == "retention_applied")
         events = session.scalars(trail.order_by(AuditEvent.id)).all()
-    assert [event.outcome for event in events] == ["dry_run", "done", "done"]
-    assert json.loads(events[1].detail or "")["affected"] == 2
+    assert [event.outcome for event in events] == ["dry_run", *["begun", "done"] * 2]
+    assert json.loads(events[2].detail or "")["affected"] == 2
 
 
 def restart() -> None:
