@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from backend import token_secrets
 from backend.errors import ConfigurationError
 from backend.web_addresses import is_origin, is_service_address, is_web_address
 
@@ -49,16 +50,12 @@ class BackupVerify(StrEnum):
 
 # A century: a longer period is a typing error.
 MAX_RETENTION_DAYS = 36_500
-MIN_JWT_SECRET_CHARS = 32
-MIN_DISTINCT_CHARS = 8
+MIN_JWT_SECRET_CHARS = token_secrets.MIN_CHARS
 MAX_EMAIL_CHARS = 254
 _LOCAL_TIME = r"([01]\d|2[0-3]):[0-5]\d"
 # Standard Webhooks 1.0: 24 bytes or more.
 _WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _ADDRESS = re.compile(r"[^@\s]+@\S+")
-_PLACEHOLDER = re.compile(
-    r"change.?me|replace|placeholder|your.?(secret|key)|^secret", re.IGNORECASE
-)
 
 
 def is_address(text: str) -> bool:
@@ -225,17 +222,20 @@ class Settings(BaseSettings):
     @classmethod
     def _strong_secrets(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         several = info.field_name == "jwt_secret_keys_previous"
+        keys = {
+            key
+            for name in ("encryption_key", "encryption_keys_previous")
+            for key in _parts(info.data.get(name))
+        }
         for value in _parts(secret, separator="," if several else None):
-            # RFC 7518, 3.2: an HS256 key has at least the size of the hash output.
-            if (
-                len(value) < MIN_JWT_SECRET_CHARS
-                or len(set(value)) < MIN_DISTINCT_CHARS
-                or _PLACEHOLDER.search(value)
-            ):
+            if token_secrets.is_weak(value):
                 raise ValueError(
-                    f"needs at least {MIN_JWT_SECRET_CHARS} random characters and no placeholder "
-                    f"(it has {len(value)})"
+                    f"needs at least {MIN_JWT_SECRET_CHARS} random characters, and no placeholder "
+                    f"or published example (it has {len(value)}): take what "
+                    "`openssl rand -base64 48` prints"
                 )
+            if value.strip() in keys:
+                raise ValueError("is an encryption key: tokens are signed with one of their own")
         return secret
 
     @field_validator("throttle_store")

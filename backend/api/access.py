@@ -4,14 +4,15 @@ Who may call which route: every one declares it, or the application is not built
 What is whose is asked in the endpoint (`require_self_or_admin`); here is asked for rights.
 """
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Depends, Request
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
@@ -55,6 +56,8 @@ class Permit:
             ForbiddenError: Not with these rights.
             StaleSignInError: The sign-in is too long ago.
             ApprovalNeededError: A second admin has to approve first.
+            TooManyWaitingError: As many requests as are kept wait for that already.
+            RequestValidationError: The body is not what the route takes.
         """
         actor = signed_in.actor
         if actor.role not in self.roles:
@@ -108,12 +111,26 @@ def _policies(dependant: Dependant) -> Iterator[Anyone | Permit]:
 
 
 async def _require_approval(request: Request, actor: Actor) -> None:
-    # What comes along with an act that takes no body says nothing, and is not read.
-    takes_body = request.scope["route"].body_field is not None
-    body = await request.body() if takes_body else b""
-    if not _is_dry_run(body):
-        asked = approval_service.Request(_act(request), body.decode(errors="replace"))
-        await run_in_threadpool(get_approval_service().require, actor, asked)
+    body, is_dry_run = await _asked(request)
+    if not is_dry_run:
+        waiting = approval_service.Request(_act(request), body)
+        await run_in_threadpool(get_approval_service().require, actor, waiting)
+
+
+async def _asked(request: Request) -> tuple[str, bool]:
+    """Return the body, and whether it asks for a dry run; nobody approves one that is none."""
+    field = request.scope["route"].body_field
+    if field is None:
+        # What comes along with an act that takes no body says nothing, and is not read.
+        return "", False
+    value = await request.json() if await request.body() else None
+    # FastAPI itself looks at a body after who sends it.
+    asked, errors = field.validate(value, loc=("body",))
+    if errors:
+        raise RequestValidationError(errors)
+    # Without what is between the words, of which a body may be full.
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return body, getattr(asked, "dry_run", False)
 
 
 def _act(request: Request) -> str:
@@ -123,11 +140,3 @@ def _act(request: Request) -> str:
     except ValueError:
         raise invalid("path", "Input should be a valid UUID") from None
     return f"{request.method} {request.scope['route'].path.format(**ids)}"
-
-
-def _is_dry_run(body: bytes) -> bool:
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(asked, dict) and asked.get("dry_run") is True

@@ -9,7 +9,7 @@ from pydantic import Field
 from backend.api import examples
 from backend.api.access import AdminActor, FreshAdminActor
 from backend.api.bodies import StrictRoute
-from backend.api.dependencies import Answer, ReadSession, WriteSession
+from backend.api.dependencies import Answer, Limit, Offset, ReadSession, WriteSession
 from backend.api.problems import problems
 from backend.services.approval_service import get_approval_service
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/security/approvals", tags=["approvals"], route_class
 class ApprovalItem(Answer):
     id: UUID
     act: str = Field(description="Method and path.")
-    request: str = Field(description="Body of the request, as it was sent.")
+    request: str = Field(description="Body of the request.")
     requested_by: str = Field(description="Keyed reference.")
     requested_at: datetime
     expires_at: datetime
@@ -32,9 +32,11 @@ class ApprovalsAnswer(Answer, json_schema_extra=examples.of(examples.APPROVALS))
 
 
 @router.get("", responses=problems(401, 403))
-def list_approvals(session: ReadSession, _actor: AdminActor) -> ApprovalsAnswer:
+def list_approvals(
+    session: ReadSession, _actor: AdminActor, limit: Limit = 100, offset: Offset = 0
+) -> ApprovalsAnswer:
     """Show what waits for a second admin, and what one has approved."""
-    waiting = get_approval_service().waiting(session)
+    waiting = get_approval_service().waiting(session, limit, offset)
     return ApprovalsAnswer(items=[ApprovalItem.model_validate(one) for one in waiting])
 
 

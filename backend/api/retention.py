@@ -212,7 +212,7 @@ class SentAnswer(Answer):
     status: str = Field(examples=["sent"])
 
 
-@router.post("/policy", status_code=201, responses=problems(401, 403, 422))
+@router.post("/policy", status_code=201, responses=problems(401, 403, 409, 422))
 def set_policy(body: PolicyBody, session: WriteSession, actor: GraveAdminActor) -> PolicyAnswer:
     """Set the policy of a data type; it wins over the environment's."""
     policy = get_policy_service().set(

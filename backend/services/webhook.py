@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from backend.errors import HoldfastError
+from backend.web_addresses import carried
 
 _SECONDS: Final = 5
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
@@ -95,11 +96,9 @@ def _resolve(host: str, port: int, *, allow_private: bool) -> str:
 
 
 def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        # An IPv4 address in the dress of IPv6 is as private as without it.
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
-    # Outside of it: what is translated to IPv4 (RFC 6052), site-local, or not given out.
+    # An address of IPv4 is as private as itself where IPv6 carries it.
+    ip = carried(ipaddress.ip_address(address.partition("%")[0]))
+    # Outside of it: site-local, or not given out.
     if isinstance(ip, ipaddress.IPv6Address) and ip not in _GLOBAL_UNICAST:
         return False
     return ip.is_global and not ip.is_multicast

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 
 def redis_program() -> Path | None:
     """Find the server: on the machine first, else the package from PyPI."""
@@ -28,9 +30,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = redis_program()
     if program is None or importlib.util.find_spec("redis") is None:
         pytest.skip("no Redis here: see requirements-parts.in")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no")
     process = subprocess.Popen(
         [program, *options], cwd=tmp_path_factory.mktemp("redis"),
@@ -45,7 +45,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -153,7 +153,7 @@ def test_addresses_may_be_spelt_as_they_like(connected: Calls, host: str) -> Non
     assert connected == []
 
 
-@pytest.mark.parametrize("address", [*PUBLIC, "::ffff:8.8.8.8"])
+@pytest.mark.parametrize("address", [*PUBLIC, "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_the_address_that_was_looked_at_is_the_one_connected_to(
     monkeypatch: pytest.MonkeyPatch, connected: Calls, address: str
 ) -> None:
@@ -240,12 +240,13 @@ def test_an_answer_that_trickles_in_is_not_waited_for(monkeypatch: pytest.Monkey
         def trickle() -> None:
             connection, _ = server.accept()
             with connection:
-                for part in b"HTTP/1.1 204 No\r\n\r\n":
+                # A header that never ends: the whole answer is never there.
+                connection.sendall(b"HTTP/1.1 204 No\r\nX: ")
+                while not stopped.wait(0.1):
                     try:
-                        connection.sendall(bytes([part]))
+                        connection.sendall(b"x")
                     except OSError:
                         return
-                    stopped.wait(0.1)
 
         stopped = threading.Event()
         thread = threading.Thread(target=trickle)
