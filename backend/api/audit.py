@@ -22,13 +22,16 @@ Word = Annotated[str | None, Query(min_length=1, max_length=64)]
 
 class EventItem(Answer):
     id: int
-    at: datetime
+    at: datetime | None = Field(description="`null` only where `damaged`.")
     action: str
     outcome: str
     actor_ref: str = Field(description="Keyed reference, or `command line`, `scheduler`.")
     subject_ref: str | None = Field(description="Keyed reference of the person concerned.")
     request_id: str | None
     detail: dict[str, Any] = Field(description="Counts and ids.")
+    damaged: bool = Field(
+        description="Somebody has changed the row so that it is no event: what of it can be read."
+    )
 
 
 class EventsAnswer(Answer, json_schema_extra=examples.of(examples.AUDIT)):
@@ -48,10 +51,16 @@ class LossItem(Answer):
     known_until: int | None = Field(description="The last lost event that a checkpoint knows.")
 
 
+class OtherItem(Answer):
+    chain_id: str
+    event_id: int = Field(description="Up to which event it went.")
+    store: str = Field(description="Where its checkpoints lie.")
+
+
 class CheckedAnswer(Answer, json_schema_extra=examples.of(examples.AUDIT_CHECKED)):
     status: Verdict = Field(
         description="`incomplete`: the links hold, and a store did not answer, or none has a "
-        "checkpoint: nothing can be said of what was cut off or put back."
+        "checkpoint: nothing can be said of what was cut off or put back; or there are `others`."
     )
     events: int = Field(description="Events that fit, to the first break.")
     older: int = Field(description="Those of them that are of before the chain.")
@@ -62,6 +71,10 @@ class CheckedAnswer(Answer, json_schema_extra=examples.of(examples.AUDIT_CHECKED
     checkpoint_at: datetime | None = Field(description="When the newest one was made.")
     checkpoint_event: int | None = Field(description="Up to which event it speaks.")
     silent: list[str] = Field(description="Stores that did not answer.")
+    others: list[OtherItem] = Field(
+        description="Other trails that lie in the stores, and that no restore has replaced by this "
+        "one: another installation's, or this one's own of before somebody had it begun anew."
+    )
     public_key: str = Field(description="By which the checkpoints are signed.")
 
 
@@ -89,7 +102,8 @@ def read_events(  # noqa: PLR0913 - each is a question of its own
     events = get_audit_service().read(session, actor, sought, limit)
     return EventsAnswer(
         items=[EventItem.model_validate(event) for event in events],
-        next_before=events[-1].id if len(events) == limit else None,
+        # None has a lower number than 1, but for rows that somebody has put there.
+        next_before=events[-1].id if len(events) == limit and events[-1].id > 1 else None,
     )
 
 

@@ -17,7 +17,6 @@ from backend.api.dependencies import (
     Limit,
     Moment,
     Offset,
-    ReadSession,
     UserId,
     WriteSession,
 )
@@ -55,11 +54,9 @@ class HoldsAnswer(Answer):
 
 
 @router.get("", responses=problems(401, 403))
-def list_holds(
-    session: ReadSession, _actor: ReaderActor, limit: Limit = 500, offset: Offset = 0
-) -> HoldsAnswer:
-    """Show holds, newest first, released ones included."""
-    holds = get_hold_service().all(session, limit, offset)
+def list_holds(actor: ReaderActor, limit: Limit = 500, offset: Offset = 0) -> HoldsAnswer:
+    """Show holds, newest first, released ones included; it is recorded of whom."""
+    holds = get_hold_service().all(actor, limit, offset)
     return HoldsAnswer(items=[HoldAnswer.model_validate(hold) for hold in holds])
 
 
@@ -71,9 +68,9 @@ def place_hold(body: HoldBody, session: WriteSession, actor: AdminActor) -> Hold
 
 
 @router.get("/{hold_id}", responses=problems(401, 403, 404, 422))
-def read_hold(hold_id: UUID, session: ReadSession, _actor: ReaderActor) -> HoldAnswer:
-    """Show one hold."""
-    return HoldAnswer.model_validate(get_hold_service().get(session, hold_id))
+def read_hold(hold_id: UUID, actor: ReaderActor) -> HoldAnswer:
+    """Show one hold; if it is about a person, that is recorded."""
+    return HoldAnswer.model_validate(get_hold_service().show(actor, hold_id))
 
 
 @router.delete("/{hold_id}", responses=problems(401, 403, 404, 409, 422))

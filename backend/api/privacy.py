@@ -51,6 +51,7 @@ class FindBody(Named, json_schema_extra=examples.of(examples.FIND)):
 class FoundAnswer(Answer, json_schema_extra=examples.of(examples.FOUND)):
     user_id: int | None = Field(description="`null` for somebody whom only others' rows name.")
     named_in: list[str] = Field(description="Tables in which others' rows name the person.")
+    subject_ref: str = Field(description="By which the audit trail tells what concerns them.")
 
 
 def _fitting(passphrase: SecretStr) -> SecretStr:
@@ -162,7 +163,7 @@ def _require_own(actor: Actor, body: Named) -> None:
 def find_person(body: FindBody, actor: AdminActor) -> FoundAnswer:
     """Find a person by e-mail address or telephone, however it is spelled."""
     subject, named_in = get_subject_service().look_up(actor, body.who)
-    return FoundAnswer(user_id=subject.number, named_in=named_in)
+    return FoundAnswer(user_id=subject.number, named_in=named_in, subject_ref=subject.ref)
 
 
 @router.post(

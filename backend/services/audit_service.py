@@ -1,6 +1,7 @@
 """The audit trail: who did what, to whom by reference, when, and how it ended."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,9 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.crypto import chain
+from backend.db_utils import reading_any_text
 from backend.errors import SubjectNotFoundError
 from backend.models import AuditEvent, Role, User
-from backend.services.chain_service import SERVICE, get_chain_service
+from backend.services.chain_service import SERVICE, StoredEvent, get_chain_service
 from backend.services.reference_service import reference_to
 
 
@@ -75,16 +77,22 @@ class Sought:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event, as it was recorded."""
+    """
+    One event.
+
+    Attributes:
+        damaged: The row is none that was ever written: what of it can be read.
+    """
 
     id: int
-    at: datetime
+    at: datetime | None
     action: str
     outcome: str
     actor_ref: str
     subject_ref: str | None
     request_id: str | None
     detail: Mapping[str, Any] = field(repr=False)
+    damaged: bool = False
 
 
 class AuditService:
@@ -93,6 +101,8 @@ class AuditService:
     def read(self, session: Session, actor: Actor, sought: Sought, limit: int) -> Sequence[Event]:
         """
         Return events, newest first; that they were read is an event too.
+
+        A row that somebody has damaged hides none of the others.
 
         Raises:
             SubjectNotFoundError: No account has this number.
@@ -111,17 +121,10 @@ class AuditService:
             wanted.append(AuditEvent.at < sought.until)
         if sought.before is not None:
             wanted.append(AuditEvent.id < sought.before)
-        rows = session.scalars(
-            select(AuditEvent).where(*wanted).order_by(AuditEvent.id.desc()).limit(limit)
-        ).all()
+        with reading_any_text(session):
+            rows = get_chain_service().newest(session, wanted, limit)
         self.record(session, "audit_read", actor, subject=subject, events=len(rows))
-        return [
-            Event(
-                row.id, row.at, row.action, row.outcome, row.actor_ref, row.subject_ref,
-                row.request_id, orjson.loads(row.detail) if row.detail else {},
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [_shown(row) for row in rows]
 
     def _reference(self, session: Session, user_id: int | None) -> str | None:
         if user_id is None:
@@ -160,6 +163,26 @@ class AuditService:
             detail=orjson.dumps(detail, default=str).decode() if detail else None,
         )
         get_chain_service().add(session, values)
+
+
+def _shown(stored: StoredEvent) -> Event:
+    if stored.event is not None:
+        with suppress(orjson.JSONDecodeError):
+            detail = orjson.loads(stored.event.detail or "{}")
+            if isinstance(detail, dict):
+                return Event(*stored.event[:7], detail)
+    _, _, action, outcome, actor, subject, request, *_ = map(_legible, stored.raw)
+    return Event(
+        stored.id, stored.at, action or "", outcome or "", actor or "", subject, request, {},
+        damaged=True,
+    )  # fmt: skip
+
+
+def _legible(raw: object) -> str | None:
+    if isinstance(raw, bytes):
+        return raw.decode(errors="replace")
+    # Half a surrogate is what was no UTF-8, and no answer can hold one.
+    return None if raw is None else str(raw).encode(errors="replace").decode()
 
 
 @lru_cache(maxsize=1)

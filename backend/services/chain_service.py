@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, cast
 
 import orjson
 from sqlalchemy import (
+    ColumnElement,
+    Select,
     Table,
     Text,
     case,
@@ -29,7 +31,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from backend.crypto.chain import NUMBER_BYTES, START, ChainKeys, Event, canonical, link
 from backend.crypto.columns import Encrypted
 from backend.db_utils import BUSY_TIMEOUT_SECONDS, is_read_only
-from backend.errors import CryptoError
+from backend.errors import CryptoError, UnavailableError
 from backend.models import AuditEvent
 from backend.services.reference_service import chain_keys_of
 
@@ -48,6 +50,8 @@ _MOMENTS: Final[list[Any]] = [
 _LINK: Final = re.compile("[0-9a-f]{64}")
 _TABLE: Final = cast("Table", AuditEvent.__table__)
 _DETAIL: Final = cast("Encrypted", _TABLE.c.detail.type)
+_NEW: Final = insert(_TABLE)
+_COUNTED: Final = {"preserve_rowcount": True}
 _NEWEST: Final = select(_TABLE.c.id, _TABLE.c.link).order_by(_TABLE.c.id.desc()).limit(1)
 # From left to right: who waits for the lock gives up in time.
 _TAKE_LOCK: Final = select(
@@ -57,18 +61,39 @@ _TAKE_LOCK: Final = select(
 
 
 class StoredEvent(NamedTuple):
-    """A row of the trail; *event* is `None` where the row is none that was ever written."""
+    """
+    A row of the trail.
+
+    Attributes:
+        event: `None` where the row is none that was ever written; *raw* has what is there instead,
+            in the order of the columns, as the driver gave it.
+    """
 
     id: int
     link: str | None
     event: Event | None = None
     spelled: bytes = b""
+    raw: Sequence[Any] = ()
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the link has the form of one."""
+        return _LINK.fullmatch(self.link or "") is not None
+
+    @property
+    def at(self) -> datetime | None:
+        """When it was, where that can be read."""
+        try:
+            return _moment(self.raw[1])
+        except (ValueError, TypeError):
+            return None
 
 
 @dataclass(slots=True)
 class Older:
     """The events of before the chain: how many, the last one, and a keyed digest over all."""
 
+    first: int | None = None
     rows: int = 0
     last: int = 0
     digest: bytes = START
@@ -77,6 +102,7 @@ class Older:
         # What cannot be read, then and now, is not more than its number.
         number = stored.id.to_bytes(NUMBER_BYTES, "big", signed=True)
         self.digest = link(keys.older, self.digest, stored.spelled or number)
+        self.first = stored.id if self.first is None else self.first
         self.rows, self.last = self.rows + 1, stored.id
 
     def told(self) -> dict[str, Any]:
@@ -112,19 +138,21 @@ class ChainService:
 
     def stored(self, session: Session, after: int | None = None) -> Generator[StoredEvent]:
         """Yield the rows after number *after*, whatever somebody has made of them; close it."""
-        unseal = _DETAIL.result_processor(session.get_bind().dialect, None)
-        # As the driver gives them: a type would fail at what it does not know.
-        number, *others = _TABLE.c
-        raw: list[Any] = [type_coerce(column, Text) for column in others]
-        if session.get_bind().dialect.name == "postgresql":
-            # It keeps moments that Python has not, and the driver fails at them.
-            raw[0] = case((raw[0].between(*_MOMENTS), raw[0]))
-        rows = select(number, *raw).order_by(number)
+        unseal, number = _unsealing(session), _TABLE.c.id
+        rows = _raw(session).order_by(number)
         if after is not None:
             rows = rows.where(number > after)
         with session.execute(rows.execution_options(yield_per=_ROWS_PER_READ)) as found:
             for row in found:
                 yield _read(row, unseal)
+
+    def newest(
+        self, session: Session, wanted: Sequence[ColumnElement[bool]], limit: int
+    ) -> list[StoredEvent]:
+        """Return the newest rows that fit *wanted*, whatever somebody has made of them."""
+        unseal = _unsealing(session)
+        rows = _raw(session).where(*wanted).order_by(_TABLE.c.id.desc()).limit(limit)
+        return [_read(row, unseal) for row in session.execute(rows)]
 
     def write(self, session: Session) -> None:
         """Write the events that wait; whoever else writes some waits until *session* ends."""
@@ -152,13 +180,15 @@ class ChainService:
     def _append(self, session: Session, head: StoredEvent, waiting: Sequence[Event]) -> None:
         key, rows = chain_keys_of(session).link, []
         # Where somebody has taken the last link away, the trail goes on, and its check will tell.
-        known = head.link or ""
-        previous = bytes.fromhex(known) if _LINK.fullmatch(known) else START
+        previous = bytes.fromhex(head.link) if head.link and head.is_linked else START
         for number, each in enumerate(waiting, head.id + 1):
             numbered = each._replace(id=number)
             previous = link(key, previous, canonical(numbered))
             rows.append(numbered._asdict() | {"link": previous.hex()})
-        session.connection().execute(insert(_TABLE), rows)
+        # Asked for, because a trigger may drop a row without an error, and the act would stay.
+        written = session.connection().execute(_NEW, rows, execution_options=_COUNTED).rowcount
+        if written != len(rows):
+            raise UnavailableError("the database does not take the record of what is done")
 
 
 @event.listens_for(Session, "before_commit")
@@ -179,14 +209,28 @@ def _is_begun(session: Session) -> bool:
     return session.scalar(linked) is not None
 
 
+def _unsealing(session: Session) -> Callable[[Any], Any]:
+    return _DETAIL.result_processor(session.get_bind().dialect, None)
+
+
+def _raw(session: Session) -> Select[Any]:
+    """Select columns as the driver gives them: a type would fail at what it does not know."""
+    number, *others = _TABLE.c
+    raw: list[Any] = [type_coerce(column, Text) for column in others]
+    if session.get_bind().dialect.name == "postgresql":
+        # It keeps moments that Python has not, and the driver fails at them.
+        raw[0] = case((raw[0].between(*_MOMENTS), raw[0]))
+    return select(number, *raw)
+
+
 def _read(row: Sequence[Any], unseal: Callable[[Any], Any]) -> StoredEvent:
     id_, at, *texts, detail, link_ = row
     link_ = _text(link_)
     try:
         event_ = Event._make((id_, _moment(at), *texts, unseal(detail)))
-        return StoredEvent(id_, link_, event_, canonical(event_))
+        return StoredEvent(id_, link_, event_, canonical(event_), row)
     except (ValueError, TypeError, AttributeError, CryptoError):
-        return StoredEvent(id_, link_)
+        return StoredEvent(id_, link_, raw=row)
 
 
 def _text(link_: Any) -> str | None:

@@ -13,8 +13,11 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import orjson
 import structlog
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from backend.backup.storage import Store
 from backend.backup.stores import StoreAddress, open_store
@@ -28,8 +31,15 @@ from backend.crypto.checkpoints import (
 )
 from backend.crypto.signing import public_key_of
 from backend.db_utils import session_scope
-from backend.errors import BackupDamagedError, ConflictError, HoldfastError, NotFoundError
-from backend.services.chain_service import get_chain_service
+from backend.errors import (
+    BackupDamagedError,
+    ConflictError,
+    CryptoError,
+    HoldfastError,
+    NotFoundError,
+)
+from backend.models import AuditEvent
+from backend.services.chain_service import RESUMED, get_chain_service
 from backend.services.reference_service import chain_keys_of
 from backend.services.store_service import (
     addresses,
@@ -42,6 +52,27 @@ log = structlog.get_logger(__name__)
 _PREFIX: Final = "audit-"
 _SUFFIX: Final = ".json"
 _NUMBER: Final = re.compile("[0-9]{16,19}", re.ASCII)
+_OF_ANYBODY: Final = re.compile(r"audit-([0-9a-f]{16})-([0-9]{16,19})-[0-9a-f]{16}\.json", re.ASCII)
+_RESUMPTION: Final = (
+    select(AuditEvent.__table__.c.detail)
+    .where(AuditEvent.action == RESUMED)
+    .order_by(AuditEvent.id.desc())
+    .limit(1)
+)
+
+
+class UnlinkedError(ConflictError):
+    """The trail ends with no event that a checkpoint could speak of."""
+
+    code = "trail_unlinked"
+
+
+class Other(NamedTuple):
+    """Another installation's trail: which, up to which event it went, and where that is told."""
+
+    chain_id: str
+    event_id: int
+    store: str
 
 
 class Wrong(NamedTuple):
@@ -62,16 +93,25 @@ class Known:
         good: The checkpoints that we have signed, by digest.
         wrong: Objects under the trail's names that it did not make: where they lie, and whether
             another key has signed them.
+        others: Other trails of which there are checkpoints, by their ids; only names were read.
         silent: Stores that do not answer.
     """
 
     good: dict[str, Checkpoint] = field(default_factory=dict)
     wrong: list[Wrong] = field(default_factory=list)
+    others: dict[str, Other] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
 
     @property
     def newest(self) -> Checkpoint | None:
         return max(self.good.values(), key=lambda each: each.at, default=None)
+
+    def note_other(self, name: str, url: str) -> None:
+        if found := _OF_ANYBODY.fullmatch(name):
+            chain_id, event_id = found[1], int(found[2])
+            known = self.others.get(chain_id)
+            if known is None or known.event_id < event_id:
+                self.others[chain_id] = Other(chain_id, event_id, url)
 
     def missing(self, since: datetime) -> Iterator[Mapping[str, Any]]:
         """
@@ -98,23 +138,25 @@ class CheckpointService:
 
         Raises:
             UnavailableError: The first store does not answer, or cannot be written.
+            UnlinkedError: No event is left, or the last one has lost its link.
+            ConflictError: Something else lies under the checkpoint's name.
         """
         with session_scope(read_only=True) as session:
             keys, head = chain_keys_of(session), get_chain_service().head(session)
-        if head is None or head.link is None:
-            return None
+            known_lost_until = _known_lost_until(session)
+        if head is None or head.link is None or not head.is_linked:
+            raise UnlinkedError("the trail's last event has no link: `audit verify` says more")
         newest = _newest(addresses()[0], keys, head.id)
-        now, previous = datetime.now(UTC), None
-        if newest is not None:
-            if (newest.event_id, newest.link) == (head.id, head.link):
-                return None
-            # Also by a clock that was set back, it comes after the one before.
-            now = max(now, newest.at + timedelta(microseconds=1))
-            previous = newest.reference()
-        made = Checkpoint(keys.chain_id, head.id, head.link, now, previous)
-        # Another process may have been as fast.
-        with suppress(ConflictError), store().create(_name(made)) as file:
-            file.write(made.document(keys.signing))
+        if newest is not None and (newest.event_id, newest.link) == (head.id, head.link):
+            return None
+        made = Checkpoint(
+            keys.chain_id,
+            head.id,
+            head.link,
+            _moment_after(newest.at if newest else None, known_lost_until),
+            newest.reference() if newest else None,
+        )
+        _write(made, keys)
         get_store_service().put_copies(_name(made))
         return made
 
@@ -170,6 +212,32 @@ def is_checkpoint(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
+def _known_lost_until(session: Session) -> datetime | None:
+    """Return when the last checkpoint was made that the last restore knows to be of lost events."""
+    # What somebody has damaged tells nothing, and the trail's check will say so.
+    with suppress(CryptoError, ValueError, TypeError, KeyError):
+        return datetime.fromisoformat(orjson.loads(session.scalar(_RESUMPTION) or "{}")["until"])
+    return None
+
+
+def _moment_after(*others: datetime | None) -> datetime:
+    """Return the time, or one after all *others*, which a clock that was ahead has given."""
+    after = [each + timedelta(microseconds=1) for each in others if each is not None]
+    return max([datetime.now(UTC), *after])
+
+
+def _write(made: Checkpoint, keys: ChainKeys) -> None:
+    try:
+        with store().create(_name(made)) as file:
+            file.write(made.document(keys.signing))
+    except ConflictError:
+        # Another process may have been as fast.
+        try:
+            _read(store(), _name(made), keys)
+        except (CheckpointRefusedError, BackupDamagedError):
+            raise ConflictError(f"{_name(made)} is there, and no checkpoint of ours") from None
+
+
 def _newest(address: StoreAddress, keys: ChainKeys, last: int) -> Checkpoint | None:
     """
     Return the newest checkpoint of a store, as a rule by reading that one alone.
@@ -188,7 +256,10 @@ def _newest(address: StoreAddress, keys: ChainKeys, last: int) -> Checkpoint | N
 
 def _read_store(address: StoreAddress, keys: ChainKeys, known: Known) -> Known:
     where = open_store(address)
-    for name in where.names(f"{_PREFIX}{keys.chain_id}-", _SUFFIX):
+    for name in where.names(_PREFIX, _SUFFIX):
+        if not name.startswith(f"{_PREFIX}{keys.chain_id}-"):
+            known.note_other(name, address.url)
+            continue
         try:
             found = _read(where, name, keys)
         except NotFoundError:

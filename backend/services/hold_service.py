@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, bindparam, func, or_, select, true
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, true
 from sqlalchemy.orm import Session
 
+from backend.db_utils import session_scope
 from backend.errors import ConflictError, NotFoundError, RefusedError, SubjectNotFoundError
 from backend.models import DATA_MAP, HoldScope, LegalHold, User
 from backend.privacy.due import Holds
@@ -36,6 +37,7 @@ _STANDING: Final = select(*(_holds[name] for name in Hold._fields)).where(
 _ON_PERSON: Final = _STANDING.where(
     or_(_holds.data_type.is_not(None), _holds.user_id == bindparam("person"))
 )
+_WITH_OWNER: Final = select(LegalHold, User.uid).outerjoin(User, User.id == LegalHold.user_id)
 
 
 class HoldService:
@@ -102,23 +104,36 @@ class HoldService:
             NotFoundError: No such hold.
             ConflictError: It was released before.
         """
-        hold = self.get(session, hold_id)
-        if hold.released_at is not None:
-            raise ConflictError(f"hold {hold_id} was released before")
-        hold.released_at = datetime.now(UTC)
-        get_audit_service().record(session, "hold_released", actor, hold=hold.id)
-        return hold
-
-    def get(self, session: Session, hold_id: UUID) -> LegalHold:
         hold = session.get(LegalHold, hold_id)
         if hold is None:
             raise NotFoundError(f"no hold has the id {hold_id}")
+        if hold.released_at is not None:
+            raise ConflictError(f"hold {hold_id} was released before")
+        hold.released_at = datetime.now(UTC)
+        subject = session.scalar(select(User.uid).where(User.id == hold.user_id))
+        get_audit_service().record(session, "hold_released", actor, subject=subject, hold=hold.id)
         return hold
 
-    def all(self, session: Session, limit: int, offset: int = 0) -> list[LegalHold]:
-        """So many holds, newest first."""
-        newest_first = select(LegalHold).order_by(LegalHold.placed_at.desc(), LegalHold.id)
-        return list(session.scalars(newest_first.limit(limit).offset(offset)))
+    def show(self, actor: Actor, hold_id: UUID) -> LegalHold:
+        """
+        Return one hold to *actor*, as `all` does.
+
+        Raises:
+            NotFoundError: No such hold.
+        """
+        found = _shown(actor, _WITH_OWNER.where(LegalHold.id == hold_id))
+        if not found:
+            raise NotFoundError(f"no hold has the id {hold_id}")
+        return found[0]
+
+    def all(self, actor: Actor, limit: int, offset: int = 0) -> list[LegalHold]:
+        """
+        Return so many holds, newest first; of whose person *actor* has read is recorded.
+
+        Manages its own transactions: no writer waits while they are read.
+        """
+        newest_first = _WITH_OWNER.order_by(LegalHold.placed_at.desc(), LegalHold.id)
+        return _shown(actor, newest_first.limit(limit).offset(offset))
 
     def standing(self, session: Session) -> Holds:
         """Everything that is held now."""
@@ -201,6 +216,17 @@ class HoldService:
             number = session.scalar(select(mapped.link).where(mapped.key == number))
             mapped = mapped.parent
         return number
+
+
+def _shown(actor: Actor, wanted: Select[LegalHold, UUID]) -> list[LegalHold]:
+    with session_scope(read_only=True) as session:
+        found = session.execute(wanted).all()
+    about = [(hold.id, uid) for hold, uid in found if uid is not None]
+    if about:
+        with session_scope() as session:
+            for hold_id, uid in about:
+                get_audit_service().record(session, "hold_read", actor, subject=uid, hold=hold_id)
+    return [hold for hold, _ in found]
 
 
 def _held_rows(hold: Hold, mapped: MappedTable) -> ColumnElement[bool] | None:

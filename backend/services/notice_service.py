@@ -95,9 +95,9 @@ class NoticeService:
             restored.execute(insert(InactivityNotice), rows)
 
     def waiting(self, session: Session, actor: Actor, limit: int) -> Sequence[Notice]:
-        """Who is still to be told, those first who wait longest; that they were read is noted."""
+        """Who is still to be told, those first who wait longest; whose was read is recorded."""
         rows = session.execute(
-            select(InactivityNotice, User.email)
+            select(InactivityNotice, User.email, User.uid)
             .join(User, User.id == InactivityNotice.user_id)
             .where(InactivityNotice.sent_at.is_(None))
             .order_by(
@@ -107,12 +107,13 @@ class NoticeService:
                 InactivityNotice.id,
             )
             .limit(limit)
-        )
-        notices = [
-            Notice(n.id, n.user_id, email, n.ends_at, n.queued_at, n.sent_at) for n, email in rows
+        ).all()
+        for notice, _, uid in rows:
+            get_audit_service().record(session, "notice_read", actor, subject=uid, notice=notice.id)
+        return [
+            Notice(n.id, n.user_id, email, n.ends_at, n.queued_at, n.sent_at)
+            for n, email, _ in rows
         ]
-        get_audit_service().record(session, "notices_listed", actor, count=len(notices))
-        return notices
 
     def sent(self, session: Session, actor: Actor, notice_id: UUID) -> None:
         """

@@ -5,18 +5,20 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import structlog
-from sqlalchemy import Engine, inspect, select
+from sqlalchemy import Engine, func, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 from backend.backup.escrow import read_recipient
+from backend.backup.manifest import stored_ids
 from backend.backup.storage import LocalStore
 from backend.crypto.references import new_reference_key
 from backend.db_utils import database_may_exist, get_engine, session_scope, use_write_ahead_log
 from backend.errors import ConfigurationError, ConflictError, UnavailableError
 from backend.folders import make_private_folder, may_be_folder
-from backend.models import EncryptionKey, Installation
+from backend.models import EncryptionKey, Installation, User
 from backend.services.account_service import get_account_service
-from backend.services.audit_service import COMMAND_LINE
+from backend.services.audit_service import COMMAND_LINE, ITSELF, get_audit_service
 from backend.services.auth_service import get_auth_service
 from backend.services.backup_service import get_backup_service
 from backend.services.chain_service import get_chain_service
@@ -27,10 +29,12 @@ from backend.services.encryption_service import get_encryption_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.policy_service import get_policy_service
 from backend.services.queue_service import get_queue_service
+from backend.services.reference_service import chain_keys_of
 from backend.services.restore_service import get_restore_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.schema_service import get_schema_service
-from backend.services.store_service import addresses, get_store_service, stores
+from backend.services.store_service import addresses, get_store_service, store, stores
+from backend.services.throttle_service import get_throttle_service
 from backend.settings import get_settings
 
 log = structlog.get_logger(__name__)
@@ -66,9 +70,7 @@ class SetupService:
         with session_scope() as session:
             get_encryption_service().enter_primary(session)
             if session.scalar(select(Installation.id)) is None:
-                session.add(
-                    Installation(created_at=datetime.now(UTC), reference_key=new_reference_key())
-                )
+                _make_installation(session)
             admin = get_account_service().first_admin(session, COMMAND_LINE)
             get_chain_service().begin(session)
         if migrated:
@@ -149,6 +151,7 @@ class SetupService:
             first.require_usable()
         _require_recipient()
         get_auth_service().find_secret()
+        get_throttle_service().prepare()
         get_policy_service().require_lawful_environment()
         if is_known():
             # A swap that was cut may have left the server stopped, and it does not need our key.
@@ -182,6 +185,26 @@ class SetupService:
         get_encryption_service().load()
         get_auth_service().prepare_secret()
         use_write_ahead_log(get_engine())
+
+
+def _make_installation(session: Session) -> None:
+    """Give the database a key of its own; where there seems to have been one before, say so."""
+    session.add(Installation(created_at=datetime.now(UTC), reference_key=new_reference_key()))
+    session.flush()
+    people, backups = session.scalar(select(func.count(User.id))), _count_backups()
+    trails = sorted(get_checkpoint_service().known(chain_keys_of(session)).others)
+    if people or backups or trails:
+        log.warning("installation_made", people=people, backups=backups, trails=len(trails))
+        get_audit_service().record(
+            session, "installation_made", ITSELF, people=people, backups=backups, trails=trails
+        )
+
+
+def _count_backups() -> int | None:
+    try:
+        return len(stored_ids(store()))
+    except UnavailableError:
+        return None
 
 
 def _require_recipient() -> None:

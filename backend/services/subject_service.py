@@ -31,6 +31,15 @@ MAX_ADDRESS_CHARS = 320
 MAX_USER_ID = 2**31 - 1
 
 
+class SeveralPeopleError(ConflictError):
+    """Several people have the telephone that was asked for."""
+
+    def __init__(self, detail: str, uids: Sequence[UUID], **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        # For the record of who was found; the answer does not say them.
+        self.uids = uids
+
+
 @dataclass(frozen=True, slots=True)
 class Who:
     """How a person is named: by exactly one of number, e-mail address and telephone."""
@@ -142,7 +151,7 @@ class SubjectService:
             RefusedError: *who* names the person in no way, or in more than one.
             SubjectNotFoundError: Nobody is named so.
             SubjectErasedError: They were made anonymous.
-            ConflictError: Several people have this telephone; gives their ids.
+            SeveralPeopleError: Several people have this telephone; gives their ids.
         """
         if [who.user_id, who.email, who.phone].count(None) != 2:  # noqa: PLR2004 - all but one
             raise RefusedError("name the person by one of user_id, email and phone")
@@ -158,8 +167,9 @@ class SubjectService:
         named = session.execute(_PEOPLE.where(column.in_(terms)).order_by(_users.id))
         people = [Person(*row) for row in named]
         if len(people) > 1:
-            raise ConflictError(
+            raise SeveralPeopleError(
                 "several people have this telephone: name the person by user_id",
+                [person.uid for person in people],
                 user_ids=[person.id for person in people],
             )
         if people:
@@ -179,9 +189,17 @@ class SubjectService:
         Raises:
             HoldfastError: As `find`.
         """
-        with session_scope(read_only=True) as session:
-            subject = self.find(session, who)
-            named_in = list(self.mentions(session, subject))
+        try:
+            with session_scope(read_only=True) as session:
+                subject = self.find(session, who)
+                named_in = list(self.mentions(session, subject))
+        except SeveralPeopleError as err:
+            with session_scope() as session:
+                for uid in err.uids:
+                    get_audit_service().record(
+                        session, "find", actor, outcome="several", subject=uid
+                    )
+            raise
         with session_scope() as session:
             get_audit_service().record(session, "find", actor, subject=subject.ref)
         return subject, named_in

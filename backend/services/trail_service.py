@@ -11,7 +11,7 @@ from backend.crypto.signing import public_key_of, spell_public_key
 from backend.db_utils import reading_any_text, session_scope, snapshot_scope
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.chain_service import RESUMED, get_chain_service
-from backend.services.checkpoint_service import Known, get_checkpoint_service
+from backend.services.checkpoint_service import Known, Other, get_checkpoint_service
 from backend.services.reference_service import chain_keys_of
 from backend.services.trail_walk import Break, BreakKind, Loss, Walk
 from backend.settings import get_settings
@@ -20,7 +20,10 @@ _MOST_TOLD = 10
 
 
 class Verdict(StrEnum):
-    """`incomplete`: the links hold, and no checkpoint could say what was cut off or put back."""
+    """
+    `incomplete`: the links hold, and no checkpoint could say what was cut off or put back; or there
+    are checkpoints of another trail, of which this one says nothing.
+    """
 
     OK = "ok"
     BROKEN = "broken"
@@ -39,6 +42,8 @@ class Checked:
         checkpoints: How many of ours there are; *checkpoint_at* and *checkpoint_event* are the
             newest one's.
         silent: Stores that did not answer.
+        others: Trails of which the stores have checkpoints, and this trail no word: no restore has
+            put it in their place.
         public_key: Whose signature the checkpoints have.
     """
 
@@ -52,6 +57,7 @@ class Checked:
     checkpoint_at: datetime | None
     checkpoint_event: int | None
     silent: list[str]
+    others: list[Other]
     public_key: str
 
 
@@ -72,8 +78,10 @@ class TrailService:
         with snapshot_scope() as session, reading_any_text(session):
             found = walk.through(session)
         breaks, newest = [*([found] if found else []), *_wrong(known)], known.newest
+        # Who empties the trail and has a new one begun leaves the checkpoints of the old one.
+        others = [each for each in known.others.values() if each.chain_id not in walk.replaced]
         checked = Checked(
-            _verdict(breaks, known),
+            _verdict(breaks, known, others),
             walk.events,
             walk.older.rows,
             walk.last,
@@ -83,6 +91,7 @@ class TrailService:
             newest.at if newest else None,
             newest.event_id if newest else None,
             known.silent,
+            others,
             spell_public_key(public_key_of(keys.signing)),
         )
         with session_scope() as session:
@@ -98,16 +107,21 @@ class TrailService:
 
         What came after them, only checkpoints know; where *live* still has them, nothing is lost.
         """
-        if chain_keys_of(live).chain_id == chain_keys_of(restored).chain_id:
+        replaced, keys = chain_keys_of(live).chain_id, chain_keys_of(restored)
+        if replaced == keys.chain_id:
             return
         head = get_chain_service().head(restored)
-        get_audit_service().record(restored, RESUMED, actor, after=head.id if head else 0)
+        newest = get_checkpoint_service().known(keys).newest
+        get_audit_service().record(
+            restored, RESUMED, actor, after=head.id if head else 0,
+            until=newest.at.isoformat() if newest else None, instead_of=replaced,
+        )  # fmt: skip
 
 
-def _verdict(breaks: list[Break], known: Known) -> Verdict:
+def _verdict(breaks: list[Break], known: Known, others: list[Other]) -> Verdict:
     if breaks:
         return Verdict.BROKEN
-    return Verdict.INCOMPLETE if known.silent or not known.good else Verdict.OK
+    return Verdict.INCOMPLETE if known.silent or others or not known.good else Verdict.OK
 
 
 def _wrong(known: Known) -> list[Break]:

@@ -48,10 +48,16 @@ class Break:
 
 @dataclass(slots=True)
 class Loss:
-    """Events that a restore is known not to have brought back: those after *after*, until *at*."""
+    """
+    Events that a restore is known not to have brought back: those after *after*, until *at*.
+
+    Attributes:
+        until: When the last checkpoint was made that the restore found, by the clock of then.
+    """
 
     after: int
     at: datetime
+    until: datetime | None
     known_until: int | None = None
 
 
@@ -62,6 +68,7 @@ class Walk:
     Attributes:
         last: Number of the last row that fits, and *link* its link: none before the chain.
         agreed: The last event of which a checkpoint says the same as its row.
+        replaced: Trails of databases in the place of which a restore has put this one.
     """
 
     def __init__(self, keys: ChainKeys, known: Known) -> None:
@@ -70,6 +77,7 @@ class Walk:
         self.events = self.last = self.agreed = 0
         self.link: bytes | None = None
         self.losses: list[Loss] = []
+        self.replaced: set[str] = set()
         self._awaited: dict[int, list[Checkpoint]] = {}
         for each in known.good.values():
             self._awaited.setdefault(each.event_id, []).append(each)
@@ -104,13 +112,22 @@ class Walk:
         event = self._fitting(stored, START)
         if event is None and stored.event is not None and stored.event.action == BEGUN:
             return _edited(stored.id)
+        if self.older.first is not None and event is None and stored.id == self.last + 1:
+            # No number is missing, so the chain began with one of them.
+            return Break(
+                BreakKind.EDITED, self.older.first,
+                f"or one after it, up to {self.last}, was linked, and is not what was recorded",
+            )  # fmt: skip
         if event is None or event.action != BEGUN:
             return Break(BreakKind.REMOVED, self.last + 1, "the beginning of the chain is missing")
         told = orjson.loads(event.detail or "{}")
-        if told != self.older.told():
-            kind = BreakKind.REMOVED if self.older.rows < told["rows"] else BreakKind.EDITED
-            return Break(kind, stored.id, "the events of before the chain are not what they were")
-        return None
+        return None if told == self.older.told() else self._other_older(told["rows"], stored.id)
+
+    def _other_older(self, rows: int, begun: int) -> Break:
+        if not rows and self.older.first is not None:
+            return Break(BreakKind.EDITED, self.older.first, "was put before the chain's beginning")
+        kind = BreakKind.REMOVED if self.older.rows < rows else BreakKind.EDITED
+        return Break(kind, begun, "the events of before the chain are not what they were")
 
     def _next(self, stored: StoredEvent) -> Break | None:
         if stored.id != self.last + 1:
@@ -121,8 +138,14 @@ class Walk:
         if event.action == BEGUN:
             return _begun_again(stored.id)
         if event.action == RESUMED:
-            self.losses.append(Loss(orjson.loads(event.detail or "{}")["after"], event.at))
+            self._resumed(event)
         return None
+
+    def _resumed(self, event: Event) -> None:
+        told = orjson.loads(event.detail or "{}")
+        until = told.get("until")
+        self.losses.append(Loss(told["after"], event.at, until and datetime.fromisoformat(until)))
+        self.replaced.add(told.get("instead_of", ""))
 
     def _fitting(self, stored: StoredEvent, previous: bytes) -> Event | None:
         """Return the event, if its link is the one that it has to have, and go on from there."""
@@ -172,7 +195,8 @@ class Walk:
     def _is_lost(self, told: Checkpoint) -> bool:
         """Whether *told* is about events of which a restore has recorded that they are lost."""
         for loss in self.losses:
-            if told.event_id > loss.after and told.at < loss.at:
+            # Compared are two checkpoints' own times: the clock may have been wrong at the restore.
+            if told.event_id > loss.after and loss.until is not None and told.at <= loss.until:
                 loss.known_until = max(told.event_id, loss.known_until or 0)
                 return True
         return False

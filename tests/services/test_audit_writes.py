@@ -13,11 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from backend.db_utils import get_engine, session_scope
-from backend.models import AuditEvent, DataConsent
+from backend.errors import UnavailableError
+from backend.models import AuditEvent, DataConsent, User
 from backend.services.audit_service import COMMAND_LINE, get_audit_service
 from backend.services.consent_service import get_consent_service
 from tests.conftest import Service
-from tests.services.trail import act, found, numbers, put_back, raw_rows, sql
+from tests.services.trail import act, found, numbers, put_back, raw_rows, refuse_events, sql
 
 PATIENCE_SECONDS = 60
 WRITER = """
@@ -82,20 +83,8 @@ def test_writers_that_are_killed_leave_no_gap_and_no_broken_link(service: Servic
 @pytest.fixture
 def _no_room(service: Service) -> None:
     """Have the database refuse every new row of the trail."""
-    if service.engine == "sqlite":
-        sql(
-            "CREATE TRIGGER no_room BEFORE INSERT ON audit_events"
-            " BEGIN SELECT RAISE(ABORT, 'no room'); END"
-        )
-        return
-    sql(
-        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN RAISE EXCEPTION ''no room''; END'"
-    )
-    sql(
-        "CREATE TRIGGER no_room BEFORE INSERT ON audit_events"
-        " FOR EACH ROW EXECUTE FUNCTION no_room()"
-    )
+    assert service
+    refuse_events()
 
 
 def give_consent(user_id: int) -> None:
@@ -123,6 +112,46 @@ def test_an_act_that_cannot_be_recorded_is_not_done(service: Service) -> None:
     assert (consents(), actions()) == (0, [])
     with pytest.raises(DBAPIError, match="no room"):
         get_consent_service().show(COMMAND_LINE, jane)
+
+
+def delete_recording(user_id: int, *recorded: str) -> None:
+    with session_scope() as session:
+        session.execute(text("DELETE FROM users WHERE id = :id"), {"id": user_id})
+        for action in recorded:
+            record(session, action)
+
+
+@pytest.mark.parametrize("dropped", ["act_one", "act_two"])
+def test_an_act_whose_record_the_database_drops_without_a_word_is_not_done(
+    service: Service, dropped: str
+) -> None:
+    """As by RAISE(IGNORE), or a trigger that returns NULL: one row of several is enough."""
+    jane = service.user("jane@example.com")
+    if service.engine == "sqlite":
+        sql(
+            "CREATE TRIGGER quiet BEFORE INSERT ON audit_events"
+            f" WHEN new.action = '{dropped}' BEGIN SELECT RAISE(IGNORE); END"
+        )
+    else:
+        sql(
+            "CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" IF new.action = '{dropped}' THEN RETURN NULL; END IF; RETURN new; END $$"
+        )
+        sql(
+            "CREATE TRIGGER quiet BEFORE INSERT ON audit_events"
+            " FOR EACH ROW EXECUTE FUNCTION quiet()"
+        )
+    for others in ((), ("act_one", "act_two")):
+        with pytest.raises(UnavailableError):
+            delete_recording(jane, *others, dropped)
+    assert actions() == []
+    with session_scope(read_only=True) as session:
+        assert session.get(User, jane) is not None
+    # What it lets through is done.
+    delete_recording(jane, "another", "more")
+    assert actions() == ["another", "more"]
+    with session_scope(read_only=True) as session:
+        assert session.get(User, jane) is None
 
 
 def test_what_is_rolled_back_leaves_no_event(service: Service) -> None:

@@ -10,11 +10,15 @@ from backend.backup.storage import Store
 from backend.crypto.chain import ChainKeys
 from backend.crypto.checkpoints import Checkpoint
 from backend.crypto.signing import new_signing_key
-from backend.errors import UnavailableError
+from backend.errors import ConflictError, UnavailableError
 from backend.services import checkpoint_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
-from backend.services.checkpoint_service import get_checkpoint_service, is_checkpoint
+from backend.services.checkpoint_service import (
+    UnlinkedError,
+    get_checkpoint_service,
+    is_checkpoint,
+)
 from backend.services.pruning_service import get_pruning_service
 from backend.services.scheduler_service import SchedulerService
 from backend.services.store_service import using_store
@@ -22,7 +26,7 @@ from backend.services.trail_service import Checked
 from tests.backup.promises import back_up, wait_until
 from tests.backup.s3_server import S3Server
 from tests.backup.stores import Folders, away, folders, objects, use_stores
-from tests.conftest import Service
+from tests.conftest import Run, Service
 from tests.services.trail import act, anchor, keys, numbers, sql, verify
 
 __all__ = ["folders"]  # a fixture
@@ -161,12 +165,16 @@ def test_an_old_checkpoint_under_a_new_name_is_named(store: Path) -> None:
     assert kinds(verify()) == [("checkpoint_changed", second)]
 
 
-def test_checkpoints_of_another_installation_are_left_alone(store: Path) -> None:
+def test_checkpoints_of_another_installation_are_told_and_left_alone(store: Path) -> None:
     anchor()
-    other = Checkpoint("0" * 16, 900, "1" * 64, datetime.now(UTC), None)
-    path = store / f"audit-{'0' * 16}-{900:016}-{'1' * 16}.json"
-    path.write_bytes(other.document(new_signing_key()))
-    assert verify().status == "ok"
+    for event_id in (80, 900, 9):
+        other = Checkpoint("0" * 16, event_id, "1" * 64, datetime.now(UTC), None)
+        path = store / f"audit-{'0' * 16}-{event_id:016}-{'1' * 16}.json"
+        path.write_bytes(other.document(new_signing_key()))
+    (store / "audit-of-somebody.json").write_text("{}")
+    checked = verify()
+    assert (checked.status, checked.breaks) == ("incomplete", [])
+    assert checked.others == [("0" * 16, 900, str(store))]
     get_checkpoint_service().forget(datetime.now(UTC) + timedelta(days=1))
     assert path.exists()
 
@@ -206,6 +214,41 @@ def test_by_a_clock_that_was_set_back_the_newest_is_the_newest(store: Path) -> N
     assert second is not None
     assert second.at > ahead.at
     assert second.previous == ahead.reference()
+
+
+def test_no_checkpoint_is_said_to_be_made_where_something_else_has_its_name(store: Path) -> None:
+    last = act(2)
+    anchor()
+    named(store, last).write_text("{}")
+    with pytest.raises(ConflictError, match="no checkpoint of ours"):
+        get_checkpoint_service().make()
+    # The next event has a name of its own.
+    assert act() == anchor()
+
+
+def test_two_that_make_the_same_checkpoint_at_once_both_have_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = act()
+    # As if the other one's had not been there yet.
+    monkeypatch.setattr(checkpoint_service, "_newest", lambda *_: None)
+    assert anchor() == anchor() == last
+    assert len(stored(store)) == 1
+
+
+@pytest.mark.parametrize("link", ["NULL", "'x'", f"'{'z' * 64}'"])
+@pytest.mark.usefixtures("store")
+def test_an_end_without_a_link_is_not_said_to_be_signed(run: Run, link: str) -> None:
+    act(2)
+    anchor()
+    sql(f"UPDATE audit_events SET link = {link} WHERE id = :id", id=act(2))  # noqa: S608 - from above
+    with pytest.raises(UnlinkedError):
+        get_checkpoint_service().make()
+    answer = run("audit", "checkpoint")
+    assert (answer.code, answer.out) == (2, "")
+    assert "no link" in answer.err
+    # The acts go on, and so do checkpoints.
+    assert act() == anchor()
 
 
 def test_another_machines_store_gets_no_checkpoint_of_ours(store: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 from sqlalchemy import select, text
 
 from backend.crypto.chain import ChainKeys
-from backend.db_utils import reading_any_text, session_scope, snapshot_scope
+from backend.db_utils import get_engine, reading_any_text, session_scope, snapshot_scope
 from backend.models import AuditEvent
 from backend.services.audit_service import COMMAND_LINE, get_audit_service
 from backend.services.checkpoint_service import Known, get_checkpoint_service
@@ -71,6 +71,30 @@ def sql(statement: str, **values: Any) -> None:
     """Change the database as somebody does who is not the service."""
     with session_scope() as session:
         session.execute(text(statement), values)
+
+
+def refuse_events(condition: str = "1 = 1") -> None:
+    """Have the database refuse new events of which *condition* holds; they are `NEW`."""
+    if get_engine().dialect.name == "sqlite":
+        sql(
+            f"CREATE TRIGGER no_room BEFORE INSERT ON audit_events WHEN {condition}"
+            " BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+        return
+    sql(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE EXCEPTION ''no room''; END'"
+    )
+    sql(
+        "CREATE TRIGGER no_room BEFORE INSERT ON audit_events"
+        f" FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION no_room()"
+    )
+
+
+def take_events_again() -> None:
+    """Take back what `refuse_events` did."""
+    is_sqlite = get_engine().dialect.name == "sqlite"
+    sql("DROP TRIGGER no_room" if is_sqlite else "DROP TRIGGER no_room ON audit_events")
 
 
 def raw_rows() -> Sequence[Any]:
