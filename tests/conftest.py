@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,12 +39,17 @@ from backend.services.setup_service import get_setup_service
 from backend.settings import Settings, get_settings
 from main import create_app
 from tests.backup.s3_server import aws_environment, s3_bucket, s3_server
+from tests.ports import free_port
 
 __all__ = ["aws_environment", "s3_bucket", "s3_server"]
 
-# How fast a machine draws examples decides nothing.
+# How fast a machine draws examples decides nothing. Each run of the suite draws the same ones;
+# `EXPLORE=1` draws others.
 hypothesis.settings.register_profile(
-    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "tests",
+    derandomize="EXPLORE" not in os.environ,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
 
@@ -228,9 +232,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
         [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"],
         check=True, capture_output=True, cwd="/", **other_user,
     )  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = {
         "listen_addresses": "127.0.0.1",
         "port": port,
@@ -263,7 +265,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 
 
 def _wait_for(server: PostgresServer) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             server.run("SELECT 1")

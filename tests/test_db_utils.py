@@ -3,7 +3,6 @@
 import sqlite3
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -113,10 +112,9 @@ def test_a_savepoint_is_undone_alone_and_a_table_made_in_a_failed_block_is_gone(
 def test_a_reader_sees_one_state_makes_no_writer_wait_and_keeps_nothing(engine: Engine) -> None:
     with session_scope(engine, read_only=True) as reader:
         before = reader.execute(text("SELECT n FROM counter")).scalar_one()
-        started = time.monotonic()
+        # One that had to wait would do so until it is refused: this one goes on reading.
         with session_scope(engine) as writer:
             add_one(writer)
-        assert time.monotonic() - started < 1
         assert reader.execute(text("SELECT n FROM counter")).scalar_one() == before == 0
     assert count(engine) == 1
 
@@ -265,18 +263,17 @@ def test_a_pause_begins_when_the_writers_at_work_are_done(sqlite_service: Servic
         with session_scope() as session:
             session.execute(update(User).values(country="DEU"))
             inside.set()
-            finish.wait(10)
+            finish.wait(60)
 
     with ThreadPoolExecutor(2) as pool:
         writer = pool.submit(write)
-        assert inside.wait(10)
+        assert inside.wait(60)
         with pytest.raises(UnavailableError, match="nothing was changed"), writes_paused(0.05):
             pytest.fail("the writer is still at work")
         # The pause that was given up lets writers through again.
         threading.Timer(0.1, finish.set).start()
-        with writes_paused(10):
-            assert writer.done()
-            writer.result()
+        with writes_paused(60):
+            writer.result(timeout=60)
             with session_scope(read_only=True) as session:
                 assert session.scalars(select(User.country)).all() == ["DEU"]
 

@@ -19,7 +19,7 @@ def run(program: str, folder: Path) -> str:
     settings = {"DATA_DIR": str(folder), "ENCRYPTION_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        capture_output=True, text=True, timeout=30, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": "backend", **settings},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -85,8 +85,8 @@ def test_two_requests_at_once_do_not_mix_their_ids(client: TestClient) -> None:
     app = client.app
 
     def meet() -> None:
-        log.warning("here", number=both.wait(30))
-        both.wait(30)
+        log.warning("here", number=both.wait(60))
+        both.wait(60)
         log.warning("there")
 
     app.add_api_route("/meet", meet)  # type: ignore[attr-defined] # it is a FastAPI
@@ -167,5 +167,5 @@ def test_a_heartbeat_that_fails_is_logged_with_the_run_that_it_is_for(
         beaten.set()
 
     monkeypatch.setattr(scheduler_service.SchedulerService, "_beat", beat)
-    found = run_once("tidy", lambda _: beaten.wait(30))
+    found = run_once("tidy", lambda _: beaten.wait(60))
     assert ("beating", "tidy") in {(line["event"], line.get("job")) for line in found}

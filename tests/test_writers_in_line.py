@@ -1,7 +1,7 @@
 """Writers of one process on SQLite wait in line, each gets a turn, and none keeps it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
@@ -67,13 +67,7 @@ def lose_the_connection() -> None:
         session.invalidate()
 
 
-@pytest.fixture(autouse=True)
-def _soon(sqlite_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db_utils, "BUSY_TIMEOUT_SECONDS", 0.2)
-    # What is made anew knows it.
-    db_utils.dispose_engine()
-
-
+@pytest.mark.usefixtures("sqlite_service")
 @pytest.mark.parametrize(
     "act",
     [write, fail_before_writing, fail_after_writing, be_refused, write_twice, lose_the_connection],
@@ -85,6 +79,17 @@ def test_however_a_writer_ends_the_next_one_has_its_turn(act: Callable[[], None]
         assert elsewhere(write) == []
 
 
+@pytest.fixture
+def _impatient(sqlite_service: Service) -> Iterator[None]:
+    """Let writers wait for a moment only, on an engine that no other test gets."""
+    db_utils.dispose_engine()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db_utils, "BUSY_TIMEOUT_SECONDS", 0.2)
+        yield
+    db_utils.dispose_engine()
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_whoever_waits_too_long_is_told_to_come_back_and_readers_do_not_wait() -> None:
     def read() -> None:
         with session_scope(read_only=True) as session:

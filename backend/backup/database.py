@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO, Final, Protocol
 
+import structlog
 from sqlalchemy import Engine, inspect, text
 
+from backend.errors import HoldfastError
+
+# Entered by a swap once it lets nobody else write to the live database, or to have it so; raises
+# where somebody has written, and then there is no swap.
+Still = Callable[[], AbstractContextManager[None]]
+
+log = structlog.get_logger(__name__)
 _STAMP: Final = "%Y%m%dt%H%M%S%f"
 
 
@@ -67,7 +75,7 @@ class Database(Protocol):
     def check(self, built: Engine) -> None:
         """Raise `BackupDamagedError` unless *built* is sound in itself."""
 
-    def swap(self, built: Engine, at: datetime) -> str:
+    def swap(self, built: Engine, at: datetime, still: Still) -> str:
         """Put *built* in the place of the live one, at once or not at all; say where the old is."""
 
     def discard(self, built: Engine) -> None:
@@ -110,6 +118,14 @@ class DumpedDatabase(Database, Protocol):
         Raises:
             ConflictError: There is one.
         """
+
+
+def discard_if_possible(database: Database, built: Engine) -> None:
+    """Discard after an act that is done, or has failed, whatever comes of this: a start sweeps."""
+    try:
+        database.discard(built)
+    except HoldfastError as err:
+        log.error("not_discarded", code=err.code)
 
 
 def count_rows(engine: Engine, tables: Iterable[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 from sqlalchemy import URL, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from backend.backup.database import Snapshot, moment_of, stamp
+from backend.backup.database import Snapshot, Still, moment_of, stamp
 from backend.backup.postgres_programs import Programs
 from backend.db_utils import make_engine
 from backend.errors import ConflictError, RefusedError, UnavailableError
@@ -119,19 +119,19 @@ class PostgresDatabase:
         self._administer(f"ALTER DATABASE {_quote(scratch)} RENAME TO {_quote(self._name)}")
         return self._name
 
-    def swap(self, built: Engine, at: datetime) -> str:
+    def swap(self, built: Engine, at: datetime, still: Still) -> str:
         scratch = str(built.url.database)
         kept = self._kept_prefix + stamp(at)
         built.dispose()
         admin = self._admin_engine()
         try:
-            self._rename_both(admin, scratch, kept)
+            self._rename_both(admin, scratch, kept, still)
         finally:
             # The live engine notices by itself that its connections were ended.
             admin.dispose()
         return kept
 
-    def _rename_both(self, admin: Engine, scratch: str, kept: str) -> None:
+    def _rename_both(self, admin: Engine, scratch: str, kept: str, still: Still) -> None:
         """
         Rename live to *kept* and *scratch* to live, in one transaction.
 
@@ -142,7 +142,7 @@ class PostgresDatabase:
         live = _quote(self._name)
         for attempt in range(1, _SWAP_ATTEMPTS + 1):
             try:
-                with admin.begin() as connection:
+                with still(), admin.begin() as connection:
                     connection.execute(_END_OTHERS, {"live": self._name, "scratch": scratch})
                     connection.execute(text(f"ALTER DATABASE {live} RENAME TO {_quote(kept)}"))
                     connection.execute(text(f"ALTER DATABASE {_quote(scratch)} RENAME TO {live}"))

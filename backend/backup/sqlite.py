@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 
 from sqlalchemy import Engine
 
-from backend.backup.database import Snapshot, moment_of, stamp
+from backend.backup.database import Snapshot, Still, moment_of, stamp
 from backend.backup.priority import step_back
 from backend.db_utils import make_engine, sqlite_path
 from backend.errors import BackupDamagedError, ConflictError, RefusedError, UnavailableError
@@ -121,32 +121,32 @@ class SqliteDatabase:
             raise ConflictError(f"{self._path} exists already") from None
         return str(self._path)
 
-    def swap(self, built: Engine, at: datetime) -> str:
+    def swap(self, built: Engine, at: datetime, still: Still) -> str:
         built.dispose()
         kept = self._previous / f"{self._path.stem}-{stamp(at)}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         copy, mark = self._new_scratch_file(), 1 + secrets.randbelow(2**31 - 1)
         pending = self._path.with_name(f"{_PENDING_PREFIX}{mark}-{stamp(at)}")
-        keeper = _Keeper(self._path, copy, pending, time.monotonic() + _SWAP_WAIT_SECONDS)
+        keeper = _Keeper(self._path, copy, pending, still)
         scratch = sqlite_path(built)
         self._match_page_size(scratch, mark)
-        try:
-            with (
-                _as_unavailable(),
-                closing(sqlite3.connect(scratch, isolation_level=None)) as source,
-                closing(sqlite3.connect(self._path, timeout=1)) as target,
-            ):
-                # With a read transaction open the copy cannot restart half way.
-                source.execute("BEGIN")
-                # The keeper is to be asked while some pages are still to come.
-                pages = source.execute("PRAGMA page_count").fetchone()[0] // _SWAP_STEPS
-                source.backup(target, pages=max(1, pages), progress=keeper, sleep=0.05)
-                source.execute("ROLLBACK")
-        finally:
-            _unlink(copy)
-            # Whatever has happened: the file itself says whether it was swapped.
-            self._settle_swap(pending)
-        self.discard(built)
+        with _as_unavailable():
+            try:
+                with (
+                    closing(sqlite3.connect(scratch, isolation_level=None)) as source,
+                    closing(sqlite3.connect(self._path, timeout=1)) as target,
+                ):
+                    # With a read transaction open the copy cannot restart half way.
+                    source.execute("BEGIN")
+                    # The keeper is to be asked while some pages are still to come.
+                    pages = source.execute("PRAGMA page_count").fetchone()[0] // _SWAP_STEPS
+                    source.backup(target, pages=max(1, pages), progress=keeper, sleep=0.05)
+                    source.execute("ROLLBACK")
+            finally:
+                _unlink(copy)
+                # Whatever has happened: the file itself says whether it was swapped.
+                self._settle_swap(pending)
+            self.discard(built)
         # All of the new database is in the log: it would lie on the disk twice.
         with (
             suppress(sqlite3.OperationalError),
@@ -262,9 +262,9 @@ class _Keeper:
     write that was acknowledged is in the kept file, and none falls between.
     """
 
-    def __init__(self, live: Path, copy: Path, kept: Path, deadline: float) -> None:
-        self._live, self._copy, self._kept, self._deadline = live, copy, kept, deadline
-        self._done = False
+    def __init__(self, live: Path, copy: Path, kept: Path, still: Still) -> None:
+        self._live, self._copy, self._kept, self._still = live, copy, kept, still
+        self._deadline, self._done = time.monotonic() + _SWAP_WAIT_SECONDS, False
 
     def __call__(self, _status: int, _remaining: int, total: int) -> None:
         if self._done:
@@ -274,6 +274,7 @@ class _Keeper:
                 raise UnavailableError("the database was busy for too long; nothing was changed")
             return
         with (
+            self._still(),
             closing(sqlite3.connect(self._live)) as source,
             closing(sqlite3.connect(self._copy)) as target,
         ):

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Engine, select
 
 from backend.backup.archive import Stored
-from backend.backup.database import Database, DumpedDatabase, count_rows
+from backend.backup.database import Database, DumpedDatabase, count_rows, discard_if_possible
 from backend.backup.manifest import (
     Manifest,
     archive_name,
@@ -74,10 +74,14 @@ class ArchiveService:
         Read and authenticate a manifest; see `read_manifest`.
 
         Raises:
+            NotFoundError: No such backup.
             BackupKeyError: Its key is not configured.
         """
         try:
             return read_manifest(store(), str(backup_id), signer)
+        except NotFoundError:
+            # Which objects a backup is made of is the store's business.
+            raise NotFoundError(f"no backup has the id {backup_id}") from None
         except UnknownKeyError as err:
             raise BackupKeyError(err.detail) from None
 
@@ -185,8 +189,7 @@ class ArchiveService:
                     _fit(built)
                 yield built
         finally:
-            # After a swap there is nothing left to discard, and that is no error.
-            database.discard(built)
+            discard_if_possible(database, built)
 
     @contextmanager
     def reopened(
@@ -212,7 +215,7 @@ class ArchiveService:
                 _fit(built)
             yield built, revision, tables
         finally:
-            database.discard(built)
+            discard_if_possible(database, built)
 
     def key(self, manifest: Manifest) -> tuple[PayloadKey, list[RootKey]]:
         """

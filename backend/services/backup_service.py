@@ -12,7 +12,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.backup.manifest import (
@@ -22,7 +22,6 @@ from backend.backup.manifest import (
     escrow_name,
     finish_deletions,
     gone_ids,
-    stored_ids,
 )
 from backend.backup.pgbackrest.says import Kind
 from backend.backup.storage import Store
@@ -35,19 +34,18 @@ from backend.errors import (
     UnavailableError,
 )
 from backend.models import BackupRecord, BackupStatus
+from backend.services.abandoned_backups import drop_failed, forget_gone, settle_abandoned
 from backend.services.archive_service import (
     BackupKeyError,
     database_for,
     databases,
     exclusive,
     get_archive_service,
-    kept_aside,
 )
 from backend.services.audit_service import Actor, get_audit_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
-from backend.services.certificate_service import get_certificate_service
 from backend.services.checkpoint_service import get_checkpoint_service, is_checkpoint
-from backend.services.cluster_service import get_cluster_service, is_used
+from backend.services.cluster_service import is_used
 from backend.services.dump_service import get_dump_service
 from backend.services.ledger_service import get_ledger_service
 from backend.services.store_service import Synced, get_store_service, signer, store
@@ -80,7 +78,7 @@ class BackupService:
         """
         Back up the database; return when it is stored, durably and whole, and looked at again.
 
-        Manages its own transactions: the record must exist before the first byte does.
+        Manages its own transactions: record and event must exist before the first byte does.
 
         Args:
             kind: Other than full where pgBackRest makes it.
@@ -98,9 +96,9 @@ class BackupService:
         if kind is not Kind.FULL and not is_used():
             raise RefusedError("every backup is full: only BACKUP_ENGINE=pgbackrest makes others")
         with exclusive():
-            _fail_abandoned()
-            _drop_failed()
-            record = self._begin(label)
+            settle_abandoned()
+            drop_failed()
+            record = self._begin(label, actor)
             begun(record)
             try:
                 manifest = get_dump_service().write(record, kind, _Recorder(record.id, progress))
@@ -222,7 +220,7 @@ class BackupService:
             ConflictError: A backup or restore is running; it is followed by this.
         """
         with exclusive():
-            _fail_abandoned()
+            settle_abandoned()
             return self._copy()
 
     def _copy(self) -> Synced:
@@ -243,23 +241,14 @@ class BackupService:
         """
         # A process that was killed a moment ago may still have one that ends by itself.
         with exclusive(_RECOVER_WAIT_SECONDS):
-            left = store().sweep() + sum(each.sweep() for each in databases()) + _fail_abandoned()
-            _drop_failed()
+            left = store().sweep() + sum(each.sweep() for each in databases()) + settle_abandoned()
+            drop_failed()
             left += finish_deletions(store(), gone_ids(store(), signer))
             get_catalogue_service().adopt()
-            self._forget_gone()
+            forget_gone()
             return left
 
-    def _forget_gone(self) -> None:
-        """Drop records of backups that we have deleted, where that was not written down."""
-        gone = gone_ids(store(), signer).keys() - set(stored_ids(store()))
-        with session_scope() as session:
-            for backup_id in map(UUID, gone):
-                if record := session.get(BackupRecord, backup_id):
-                    session.delete(record)
-                    get_certificate_service().backup_gone(session, backup_id, kept_aside())
-
-    def _begin(self, label: str | None) -> BackupRecord:
+    def _begin(self, label: str | None, actor: Actor) -> BackupRecord:
         backup_id = uuid4()
         with session_scope() as session:
             record = BackupRecord(
@@ -272,6 +261,9 @@ class BackupService:
                 bytes_done=0,
             )
             session.add(record)
+            get_audit_service().record(
+                session, "backup_created", actor, outcome="begun", backup=backup_id
+            )
         return record
 
     def _finish(self, manifest: Manifest, actor: Actor) -> None:
@@ -294,7 +286,7 @@ class BackupService:
                 session, "backup_created", actor, outcome=code, backup=backup_id
             )
         with suppress(HoldfastError, SQLAlchemyError):
-            _drop_failed()
+            drop_failed()
 
     def _prove(self, manifest: Manifest, actor: Actor, progress: Progress = ignore) -> None:
         try:
@@ -347,41 +339,6 @@ class _Recorder:
             with suppress(SQLAlchemyError, UnavailableError), session_scope() as session:
                 mine = update(BackupRecord).where(BackupRecord.id == self._backup_id)
                 session.execute(mine.values(bytes_done=done))
-
-
-def _fail_abandoned() -> int:
-    """
-    Whoever holds the lock knows that no other backup is running, whatever records say.
-
-    One whose manifest is stored is a backup: its process died before it wrote that down, or the
-    record came with a restore from the backup that was just being made then.
-    """
-    with session_scope() as session:
-        running = select(BackupRecord).where(BackupRecord.status == BackupStatus.RUNNING)
-        records = session.scalars(running).all()
-        stored = stored_ids(store()) if records else []
-        for record in records:
-            if str(record.id) in stored:
-                try:
-                    session.merge(record_of(get_archive_service().manifest(record.id)))
-                except (BackupDamagedError, BackupKeyError) as err:
-                    record.status, record.error = BackupStatus.FAILED, err.code
-            else:
-                delete_backup(store(), str(record.id))
-                record.status, record.error = BackupStatus.FAILED, "interrupted"
-    return len(records)
-
-
-def _drop_failed() -> None:
-    """Remove from pgBackRest's repository what it stored for backups that failed afterwards."""
-    if not is_used():
-        return
-    with session_scope(read_only=True) as session:
-        of_failed = select(BackupRecord.id).where(BackupRecord.status == BackupStatus.FAILED)
-        failed = set(map(str, session.scalars(of_failed)))
-    # Not of one that has a manifest: with the right key, say, it is a backup.
-    if failed := failed - set(stored_ids(store())):
-        get_cluster_service().drop_failed(failed)
 
 
 def _code(err: BaseException) -> str:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
@@ -70,15 +70,22 @@ class BrakeService:
         """
         Return the policy and the moment of its last run; `None` where it never ran.
 
-        A later run, or another period, may be one that the brake stops.
+        A later run, or another period, may be one that the brake stops. One that was cut short
+        had passed it.
         """
-        runs = _last_runs(session, policy.data_type)
-        if not runs:
+        done = DataRetentionLog.status == RetentionStatus.DONE
+        runs = select(DataRetentionLog).where(
+            DataRetentionLog.data_type == policy.data_type,
+            DataRetentionLog.status != RetentionStatus.CLOCK_AHEAD,
+            or_(done, DataRetentionLog.affected > 0),
+        )
+        run = session.scalar(runs.order_by(DataRetentionLog.started_at.desc()).limit(1))
+        if run is None:
             return None
-        period = _period_of(runs[0])
+        period = _period_of(run)
         if period is not None:
-            policy = replace(policy, period=period, action=RetentionAction(runs[0].action))
-        return policy, runs[0].started_at
+            policy = replace(policy, period=period, action=RetentionAction(run.action))
+        return policy, run.started_at
 
     def is_large(self, data_type: str, plan: RetentionPlan) -> bool:
         """Say whether a policy would touch much of its table."""

@@ -36,10 +36,15 @@ class CarryOverService:
         consents = self._records(live, restored)
         _advance_row_numbers(live, restored)
         gone = self._accounts(live, restored)
-        if _is_same(live, restored):
+        if self.is_same(live, restored):
             for part in range(0, len(gone), _ROWS_PER_COPY):
                 get_notice_service().count_as_told(restored, gone[part : part + _ROWS_PER_COPY])
         return consents
+
+    def is_same(self, live: Session, restored: Session) -> bool:
+        """Say whether both are one installation, so that *live* knows what was done since."""
+        ours, theirs = (s.scalars(select(Installation.id)).one() for s in (live, restored))
+        return ours == theirs
 
     def _records(self, live: Session, restored: Session) -> int:
         """
@@ -98,11 +103,6 @@ class CarryOverService:
                 .values(dict(zip(_OF_ACCOUNTS, values, strict=True)))
             )
         return gone
-
-
-def _is_same(live: Session, restored: Session) -> bool:
-    ours, theirs = (s.scalars(select(Installation.id)).one() for s in (live, restored))
-    return ours == theirs
 
 
 def _make_room(live: Session, restored: Session, mapped: MappedTable) -> None:

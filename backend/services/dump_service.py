@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from backend.backup.archive import Written, decrypted
 from backend.backup.database import Snapshot
-from backend.backup.escrow import wrap
+from backend.backup.escrow import read_recipient, wrap
 from backend.backup.manifest import Manifest, archive_name, header_name, write_manifest
 from backend.backup.pgbackrest.says import Kind
 from backend.crypto import keyring
@@ -22,6 +22,7 @@ from backend.services.archive_service import (
     live_database,
     lock_descriptors,
 )
+from backend.services.audit_service import Actor, get_audit_service
 from backend.services.cluster_service import get_cluster_service, is_used
 from backend.services.encryption_service import get_encryption_service
 from backend.services.store_service import addresses, signer, store
@@ -67,6 +68,25 @@ class DumpService:
         )
         write_manifest(store(), manifest, signer(key_id))
         return manifest
+
+    def copy_out(self, manifest: Manifest, recipient: Path, out: BinaryIO, actor: Actor) -> str:
+        """
+        `wrap_copy` for somebody who takes it away: recorded with the key that opens it, and first.
+
+        Manages its own transactions.
+        """
+        fingerprint = read_recipient(recipient)
+        self._tell_copied(manifest, fingerprint, actor, "begun")
+        written = self.wrap_copy(manifest, recipient, out)
+        self._tell_copied(manifest, written, actor, "done")
+        return written
+
+    def _tell_copied(self, manifest: Manifest, recipient: str, actor: Actor, outcome: str) -> None:
+        with session_scope() as session:
+            get_audit_service().record(
+                session, "backup_copied", actor, outcome=outcome, backup=manifest.id,
+                recipient=recipient,
+            )  # fmt: skip
 
     def wrap_copy(self, manifest: Manifest, recipient: Path, out: BinaryIO) -> str:
         """

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.backup.keeping import KeepRules, kept
@@ -22,6 +23,7 @@ from backend.errors import (
     NotFoundError,
     RefusedError,
     SchemaMismatchError,
+    UnavailableError,
 )
 from backend.models import BackupRecord, BackupStatus
 from backend.services.archive_service import (
@@ -62,8 +64,9 @@ class PruningService:
         """
         Delete a backup, everywhere.
 
-        Objects go first and the record last, outside of any transaction: nobody waits for a store.
-        What a crash leaves of either, the next start finishes.
+        That it begins is recorded first. Then objects go, and the record last, outside of any
+        transaction: nobody waits for a store. What a crash leaves of either, the next start
+        finishes.
 
         Raises:
             NotFoundError: No such backup.
@@ -80,7 +83,13 @@ class PruningService:
             record = records.get(backup_id)
             if record is not None:
                 _refuse_needed(record, found, datetime.now(UTC))
-            _remove_objects(backup_id)
+            _tell_deleted(backup_id, actor, "begun")
+            try:
+                _remove_objects(backup_id)
+            except HoldfastError as err:
+                with suppress(SQLAlchemyError, UnavailableError):
+                    _tell_deleted(backup_id, actor, err.code)
+                raise
             with session_scope() as session:
                 _forget(session, backup_id)
                 get_audit_service().record(session, "backup_deleted", actor, backup=backup_id)
@@ -157,20 +166,39 @@ class PruningService:
             # Newest first: pgBackRest removes nothing that others build on.
             going = [verdict.backup_id for verdict in verdicts if not verdict.keep]
             before = now - timedelta(days=get_settings().backup_max_age_days)
-            removed, failed = _remove_all(going + _remains(before))
+            going += _remains(before)
+            old = sum(moment < before for moment in kept_aside())
+            if going or old:
+                _tell_pruned(actor, "begun", backups=len(going), previous=old)
+            removed, failed = _remove_all(going)
             forgotten = sum(each.forget_previous(before) for each in databases())
             get_store_service().forget_notes(before)
             get_checkpoint_service().forget(before)
             with session_scope() as session:
                 for backup_id in removed:
                     _forget(session, backup_id)
-                if removed or forgotten:
+                if going or old:
                     get_audit_service().record(
-                        session, "backups_pruned", actor, backups=len(removed), previous=forgotten
-                    )
+                        session, "backups_pruned", actor, outcome=failed.code if failed else "done",
+                        backups=len(removed), previous=forgotten,
+                    )  # fmt: skip
         if failed is not None:
             raise failed
         return verdicts
+
+
+def _tell_deleted(backup_id: UUID, actor: Actor, outcome: str) -> None:
+    with session_scope() as session:
+        get_audit_service().record(
+            session, "backup_deleted", actor, outcome=outcome, backup=backup_id
+        )
+
+
+def _tell_pruned(actor: Actor, outcome: str, *, backups: int, previous: int) -> None:
+    with session_scope() as session:
+        get_audit_service().record(
+            session, "backups_pruned", actor, outcome=outcome, backups=backups, previous=previous
+        )
 
 
 def _remove_all(backup_ids: list[UUID]) -> tuple[list[UUID], HoldfastError | None]:

@@ -5,11 +5,10 @@ The backup is rebuilt beside the live database and proven; control tables are ca
 the live one; erasures, withdrawals and retention are applied again; only then are the two swapped.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from backend.backup.database import Database
 from backend.backup.manifest import Break, Manifest
+from backend.backup.postgres import PostgresDatabase
 from backend.crypto import keyring
 from backend.db_utils import (
     empty_wal_after_commit,
@@ -30,14 +30,12 @@ from backend.db_utils import (
     writes_paused,
 )
 from backend.errors import (
-    BackupDamagedError,
     ConflictError,
     HoldfastError,
     NotFoundError,
     RefusedError,
-    UnavailableError,
 )
-from backend.models import DATA_MAP, BackupRecord, SignIn
+from backend.models import DATA_MAP, SignIn
 from backend.privacy.comparison import compare
 from backend.services.archive_service import (
     database_for,
@@ -45,15 +43,24 @@ from backend.services.archive_service import (
     exclusive,
     get_archive_service,
 )
-from backend.services.audit_service import Actor, get_audit_service
+from backend.services.audit_service import Actor
 from backend.services.carry_over_service import get_carry_over_service
 from backend.services.catalogue_service import get_catalogue_service, record_of
-from backend.services.chain_service import StoredEvent, get_chain_service
+from backend.services.chain_service import StoredEvent
 from backend.services.checkpoint_service import get_checkpoint_service
 from backend.services.column_service import get_column_service
 from backend.services.encryption_service import get_encryption_service
 from backend.services.erasure_service import get_erasure_service
 from backend.services.ledger_service import Replayed, get_ledger_service
+from backend.services.restore_records import (
+    failures_recorded,
+    is_live,
+    last_event,
+    record_lost,
+    record_restore,
+    record_unfinished,
+    unwritten_since,
+)
 from backend.services.restore_target import database_at, is_noted, noted, sweep_noted
 from backend.services.restored import Origin, Reapplied, Restored
 from backend.services.retention_service import get_retention_service
@@ -104,7 +111,7 @@ class RestoreService:
         """
         _require_word(dry_run=dry_run, confirm=confirm)
         breaks = _breaks()
-        with exclusive(), _recorded(actor, backup_id, dry_run=dry_run) as note:
+        with exclusive(), failures_recorded(actor, backup_id):
             if backup_id is None:
                 _refuse_doubt(breaks)
             manifest = self._manifest(backup_id, target_time)
@@ -120,7 +127,8 @@ class RestoreService:
                     dry_run=dry_run,
                     confirm_empty=confirm_empty,
                 )
-            return self._finished(replace(restored, breaks=breaks), note)
+            self._finish(restored, actor)
+            return replace(restored, breaks=breaks)
 
     def undo(self, actor: Actor, *, dry_run: bool, confirm: bool) -> Restored:
         """
@@ -133,7 +141,7 @@ class RestoreService:
             HoldfastError: As `restore`.
         """
         _require_word(dry_run=dry_run, confirm=confirm)
-        with exclusive(), _recorded(actor, None, dry_run=dry_run) as note:
+        with exclusive(), failures_recorded(actor, None):
             kept_aside = ((moment, one) for one in databases() for moment in one.previous())
             kept, database = max(kept_aside, key=lambda each: each[0], default=(None, None))
             if kept is None or database is None:
@@ -143,7 +151,8 @@ class RestoreService:
                 restored = self._use(
                     database, built, origin, actor, dry_run=dry_run, confirm_empty=True
                 )
-            return self._finished(restored, note)
+            self._finish(restored, actor)
+            return restored
 
     def _use(
         self,
@@ -159,7 +168,7 @@ class RestoreService:
         if dry_run:
             return self._prepare(built, origin, actor)
         with writes_paused():
-            before = _last_event()
+            before = last_event()
             restored = self._prepare(built, origin, actor)
             if restored.emptied and not confirm_empty:
                 raise EmptyingError(
@@ -167,25 +176,34 @@ class RestoreService:
                     f"{', '.join(restored.emptied)}; set confirm_empty to true if that is meant",
                     tables=restored.emptied,
                 )
-            if _last_event() != before:
-                # Only this process's writers wait; what others did meanwhile would be lost.
-                raise ConflictError(
-                    "another process has written meanwhile, and nothing was restored: stop the "
-                    "others, or try again"
-                )
-            kept = database.swap(built, datetime.now(UTC))
+            restored = replace(restored, dry_run=False)
+            record_restore(actor, restored, "done", built=built)
+            kept, failed = _swap(database, built, before)
             log.warning("restored", backup=str(origin.backup_id), previous=kept)
-        return replace(restored, dry_run=False, previous=kept)
-
-    def _finished(self, restored: Restored, note: Callable[[Restored], None]) -> Restored:
-        """Do in the new database what could not be done before it was the live one."""
-        if not restored.dry_run:
-            self._apply_late_entries()
-            with session_scope(read_only=True) as session:
-                get_column_service().apply(session)
-                get_ledger_service().mirror(session)
-        note(restored)
+        restored = replace(restored, previous=kept)
+        if failed is not None:
+            record_unfinished(actor, restored, "swap", failed)
+        elif isinstance(database, PostgresDatabase):
+            record_lost(actor, restored, before)
         return restored
+
+    def _finish(self, restored: Restored, actor: Actor) -> None:
+        """
+        Do in the new database what could not be done before it was the live one.
+
+        It is restored, and its record says so: what fails here does not change that, and the next
+        start does it again.
+        """
+        if restored.dry_run:
+            record_restore(actor, restored, "dry_run")
+            return
+        steps = (self._apply_late_entries, _read_plain_columns, _mirror_ledger)
+        for step in steps:
+            try:
+                step()
+            except (HoldfastError, SQLAlchemyError) as err:
+                record_unfinished(actor, restored, step.__name__.strip("_"), err)
+        get_checkpoint_service().make_if_possible()
 
     def restore_to(
         self,
@@ -208,14 +226,14 @@ class RestoreService:
             HoldfastError: As `restore`.
         """
         database = database_at(target)
-        with exclusive(), noted(target), _recorded(actor, backup_id, dry_run=False) as note:
+        with exclusive(), noted(target), failures_recorded(actor, backup_id):
             manifest = self._manifest(backup_id)
             with get_archive_service().rebuilt(database, manifest, progress) as built:
                 _bring_up(built)
                 restored = self._prepare(built, Origin.of(manifest), actor)
-                restored = replace(restored, dry_run=False, target=database.publish(built))
-            note(restored)
-        return restored
+                # People's data lie there from then on: not without a record.
+                record_restore(actor, restored, "beside")
+                return replace(restored, dry_run=False, target=database.publish(built))
 
     def sweep_target(self) -> int:
         """Remove what a killed `restore_to` left beside its target; return how many."""
@@ -264,7 +282,8 @@ class RestoreService:
             replayed = get_ledger_service().replay(restored, get_erasure_service().erase_again)
             empty_wal_after_commit(restored)
             restricted = _restricted_rows(restored) - restricted
-            retired = get_retention_service().apply_again(restored, actor)
+            is_same = get_carry_over_service().is_same(live, restored)
+            retired = get_retention_service().apply_again(restored, actor, runs_lost=not is_same)
             empty_wal_after_commit(restored)
             restored.flush()
             tables = {m.name: compare(live, restored, m) for m in DATA_MAP.of_people}
@@ -294,9 +313,28 @@ class RestoreService:
             self.finish_ledger()
 
 
-def _last_event() -> StoredEvent | None:
+def _swap(
+    database: Database, built: Engine, before: StoredEvent | None
+) -> tuple[str | None, Exception | None]:
+    """Swap; return where the old database is, or what failed when *built* was already in place."""
+    mark = last_event(built)
+    try:
+        return database.swap(built, datetime.now(UTC), partial(unwritten_since, before)), None
+    except (HoldfastError, SQLAlchemyError) as err:
+        with suppress(HoldfastError, SQLAlchemyError):
+            if mark is not None and is_live(mark):
+                return None, err
+        raise
+
+
+def _read_plain_columns() -> None:
     with session_scope(read_only=True) as session:
-        return get_chain_service().head(session)
+        get_column_service().apply(session)
+
+
+def _mirror_ledger() -> None:
+    with session_scope(read_only=True) as session:
+        get_ledger_service().mirror(session)
 
 
 def _require_word(*, dry_run: bool, confirm: bool) -> None:
@@ -332,41 +370,6 @@ def _restricted_rows(session: Session) -> int:
         for m in DATA_MAP.of_people
         if "restricted_at" in m.table.c
     )
-
-
-@contextmanager
-def _recorded(
-    actor: Actor, backup_id: UUID | None, *, dry_run: bool
-) -> Iterator[Callable[[Restored], None]]:
-    """Write down how the restore in the block ended, also when it was refused."""
-    done: list[Restored] = []
-    try:
-        yield done.append
-    except NotFoundError:
-        # Nothing was tried.
-        raise
-    except (HoldfastError, SQLAlchemyError) as err:
-        code = err.code if isinstance(err, HoldfastError) else type(err).__name__
-        with suppress(SQLAlchemyError, UnavailableError):
-            _record(actor, backup_id, code, None)
-        raise
-    for restored in done:
-        outcome = "dry_run" if dry_run else "beside" if restored.target else "done"
-        _record(actor, restored.backup_id, outcome, restored)
-        if outcome == "done":
-            get_checkpoint_service().make_if_possible()
-
-
-def _record(actor: Actor, backup_id: UUID | None, outcome: str, restored: Restored | None) -> None:
-    erasures = restored and restored.reapplied.erasures
-    with session_scope() as session:
-        if outcome == BackupDamagedError.code and backup_id is not None:
-            record = session.get(BackupRecord, backup_id)
-            if record is not None:
-                record.error, record.verified_at = outcome, None
-        get_audit_service().record(
-            session, "restore", actor, outcome=outcome, backup=backup_id, erasures=erasures
-        )
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from backend.privacy.due import (
 )
 from backend.privacy.steps import IncompleteErasureError
 from backend.services.alert_service import get_alert_service
-from backend.services.audit_service import Actor, get_audit_service
+from backend.services.audit_service import ITSELF, Actor, get_audit_service
 from backend.services.brake_service import BrakeError, get_brake_service
 from backend.services.hold_service import get_hold_service
 from backend.services.notice_service import get_notice_service
@@ -83,7 +83,8 @@ class RetentionService:
         """
         Carry out the enabled policies, or only say what that would do.
 
-        Manages its own transactions, one a batch. Killed at any point, the next run goes on.
+        Manages its own transactions, one a batch, after one that records that it begins. Killed
+        at any point, the next run goes on.
 
         Args:
             plan_digest: Of a dry run; the run refuses when the plan has changed since.
@@ -110,10 +111,7 @@ class RetentionService:
         if not dry_run:
             if brakes and plan_digest is None:
                 self._refuse(actor, run)
-            if any(brake.reason == "clock" for brake in brakes):
-                with session_scope() as session:
-                    get_brake_service().accept_clock(session, now)
-            run = self._carry_out(actor, run, planned)
+            run = self._carry_out(actor, run, planned, now)
             get_brake_service().note(run.run_id, now)
         with session_scope() as session:
             get_audit_service().record(
@@ -122,12 +120,17 @@ class RetentionService:
             )  # fmt: skip
         return run
 
-    def apply_again(self, session: Session, actor: Actor) -> int:
+    def apply_again(self, session: Session, actor: Actor, *, runs_lost: bool) -> int:
         """
         Apply the policies to a database that is being restored, in its session's transaction.
 
         What retention has removed since the backup must not come back; more than that would need
-        the brake. So policies, also those that were switched off since, are as at their last run.
+        the brake. So policies, also those that were switched off since, are as at their last run,
+        and one that never ran takes nothing.
+
+        Args:
+            runs_lost: Runs since the backup are not known here, for the live database is lost: a
+                policy that had not run by then is applied as it is now, unless that is much.
 
         Returns:
             How many rows met their end.
@@ -135,7 +138,7 @@ class RetentionService:
         now, run_id, total = datetime.now(UTC), uuid4(), 0
         for policy in get_policy_service().policies(session):
             applied = get_brake_service().as_applied(session, policy)
-            if applied is None and not policy.enabled:
+            if applied is None and not (runs_lost and policy.enabled):
                 continue
             as_it_was, moment = applied or (policy, now)
             if not get_policy_service().is_lawful(as_it_was):
@@ -191,6 +194,10 @@ class RetentionService:
             ).all()
             for run_id in {row.run_id for row in interrupted}:
                 log.warning("retention_interrupted", run=str(run_id))
+                get_audit_service().record(
+                    session, "retention_applied", ITSELF, outcome="interrupted", run=run_id,
+                    affected=_affected(session, run_id),
+                )  # fmt: skip
             moved = not confirmed and get_brake_service().clock_moved(session, now)
         # By a clock that is off, people would be told too late, or too soon.
         if not moved:
@@ -214,11 +221,17 @@ class RetentionService:
         )
 
     def _carry_out(
-        self, actor: Actor, run: RetentionRun, planned: Sequence[Planned]
+        self, actor: Actor, run: RetentionRun, planned: Sequence[Planned], now: datetime
     ) -> RetentionRun:
         with session_scope() as session:
+            if any(brake.reason == "clock" for brake in run.brakes):
+                get_brake_service().accept_clock(session, now)
             logs = [log_row(one, run.run_id, actor.ref(session)) for one in planned]
             session.add_all(logs)
+            get_audit_service().record(
+                session, "retention_applied", actor, outcome="begun", run=run.run_id,
+                planned=run.affected,
+            )  # fmt: skip
         results = []
         try:
             for one, entry in zip(planned, logs, strict=True):
@@ -276,8 +289,9 @@ class RetentionService:
                 .values(status=RetentionStatus.FAILED)
             )
             get_audit_service().record(
-                session, "retention_applied", actor, outcome="failed", run=run_id
-            )
+                session, "retention_applied", actor, outcome="failed", run=run_id,
+                affected=_affected(session, run_id),
+            )  # fmt: skip
 
     def _plan(self, session: Session, now: datetime, data_type: str | None) -> list[Planned]:
         policies = [
@@ -314,6 +328,12 @@ class RetentionService:
         return PolicyState(
             policy, plan.rows, plan.matched, plan.due_soon, plan.held, session.scalar(last)
         )
+
+
+def _affected(session: Session, run_id: UUID) -> int:
+    """Return how many rows met their end in a run, over all of its policies, until now."""
+    mine = select(func.sum(DataRetentionLog.affected)).where(DataRetentionLog.run_id == run_id)
+    return session.scalar(mine) or 0
 
 
 def _month_end(now: datetime, ahead: int) -> datetime:

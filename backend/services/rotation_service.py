@@ -74,13 +74,17 @@ class RotationService:
         """
         Seal anew whatever a previous key protects: columns, blind indexes, ledger, backups.
 
-        Manages its own transactions, one a batch. Killed at any point, the next run goes on.
+        Manages its own transactions, one a batch, after one that records that it begins. Killed
+        at any point, the next run goes on.
 
         Args:
             progress: Told how many cells are done, and of how many.
         """
-        keys = keyring.current()
-        done = Rotated(keys.primary.key_id.hex())
+        done = Rotated(keyring.current().primary.key_id.hex())
+        with session_scope() as session:
+            get_audit_service().record(
+                session, "keys_rotated", actor, outcome="begun", primary=done.primary
+            )
         self._rotate_rows(done, None, progress)
         with session_scope(read_only=True) as session:
             _add(done, "ledger", get_ledger_service().reseal(session), 0)

@@ -11,8 +11,9 @@ from sqlalchemy import select, text, update
 
 from backend.backup.manifest import is_part, stored_ids
 from backend.db_utils import make_engine, session_scope
+from backend.errors import ConflictError
 from backend.models import BackupRecord, BackupStatus, Booking
-from backend.services.archive_service import get_archive_service
+from backend.services.archive_service import exclusive, get_archive_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.catalogue_service import get_catalogue_service
 from backend.services.sample_service import get_sample_service
@@ -24,6 +25,7 @@ from tests.privacy.people import Dump, dump, retire, without
 BOOKINGS: Final = 200
 # Rows that say what was done, and not what people's data are.
 CONTROL: Final = ("audit_events", "backup_records", "privacy_ledger", "data_retention_logs")
+_PATIENCE_SECONDS: Final = 60
 _SCRATCH: Final = re.compile(r"_restore_[0-9a-f]{8}$")
 
 
@@ -69,7 +71,8 @@ def leftovers(service: Service) -> list[str]:
 def while_it_is_built(service: Service) -> dict[str, Any]:
     """How to kill a command that builds a database beside the live one, while it does."""
     if service.engine == "sqlite":
-        return {"at": lambda: leftovers(service)}
+        # What was stored is in the new file, which is asked whether it is sound.
+        return {"at_path": ("write", "SELECT")}
     # The new database is there, and a program is started to fill it.
     return {"at_path": ("CREATE", "fork_exec")}
 
@@ -82,15 +85,32 @@ def start_again(service: Service) -> None:
 
 
 def settle(service: Service) -> None:
-    """Wait for what a dead process asked of PostgreSQL last: it is done all the same."""
+    """
+    Wait for those who worked for a dead process, and end by themselves.
+
+    What it asked of PostgreSQL last is done all the same.
+    """
+    _wait_for_lock()
     if service.engine == "sqlite":
         return
-    making = (
-        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%' AND state = 'active'"
+    others_work = (
+        "SELECT 1 FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
     )
     with psycopg.connect(_admin(service), autocommit=True) as connection:
-        while connection.execute(making).fetchone():
+        while connection.execute(others_work).fetchone():
             time.sleep(0.01)
+
+
+def _wait_for_lock() -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            with exclusive(1):
+                return
+        except ConflictError:
+            if time.monotonic() > end:
+                raise
 
 
 def databases(service: Service) -> list[str]:

@@ -1,6 +1,5 @@
 """Installations whose backups pgBackRest makes, each on a real cluster, quick to copy."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from tests.backup.clusters import (
     new_folder,
     new_site,
     program,
+    remove,
     site_in,
 )
 from tests.conftest import ADMIN, PASSWORD, Service, clear_caches, set_environment
@@ -146,7 +146,7 @@ def running_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installati
         dispose_engine()
         clear_caches()
         stop_at_once(copy.site)
-        shutil.rmtree(copy.site.folder)
+        remove(copy.site.folder)
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def processes_of(site: Site) -> list[str]:
 
 def are_gone(site: Site) -> bool:
     """Whether no program works for a site any more; one that was ended gets a moment to go."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while processes_of(site) and time.monotonic() < deadline:
         time.sleep(0.01)
     return processes_of(site) == []
@@ -136,6 +136,13 @@ def new_folder() -> Path:
     if os.geteuid() == 0:
         os.chown(folder, _NOBODY, _NOBODY)
     return folder
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder of a server that has just ended; what it had begun may still write."""
+    deadline = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def as_server(*command: str | Path) -> None:
@@ -235,7 +242,7 @@ def running_copy() -> Iterator[Site]:
         subprocess.run(
             [program("pg_ctl"), *stop], check=False, capture_output=True, cwd="/", **SERVER_USER
         )
-        shutil.rmtree(copy.folder)
+        remove(copy.folder)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from backend.services.catalogue_service import get_catalogue_service
 from backend.services.dump_service import DumpService
 from backend.services.pruning_service import get_pruning_service
 from backend.services.setup_service import get_setup_service
+from tests.backup.promises import wait_for_copies
 from tests.conftest import clear_caches
 
 Headers = dict[str, str]
@@ -61,7 +62,10 @@ def after_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Happen], None]:
 
 
 def create() -> UUID:
-    return get_backup_service().create(COMMAND_LINE).id
+    """Make a backup, and wait until nothing is being copied any more."""
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    wait_for_copies()
+    return backup_id
 
 
 def aged(*ages: float, now: datetime) -> list[UUID]:

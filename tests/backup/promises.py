@@ -1,5 +1,6 @@
 """What backups must keep, made short for tests: saving, restoring, erasing, consenting."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,11 +22,23 @@ from backend.services.setup_service import get_setup_service
 from tests.conftest import clear_caches
 
 OF_PEOPLE: Final = [mapped.name for mapped in DATA_MAP.of_people]
-_PATIENCE_SECONDS: Final = 5
+# Bounds what never comes; how long a busy machine takes decides nothing.
+_PATIENCE_SECONDS: Final = 60
 
 
 def back_up() -> UUID:
-    return get_backup_service().create(COMMAND_LINE).id
+    """Make a backup, and wait until nothing is being copied any more."""
+    backup_id = get_backup_service().create(COMMAND_LINE).id
+    wait_for_copies()
+    return backup_id
+
+
+def wait_for_copies() -> None:
+    """Wait for the threads that copy small objects: whoever started them does not."""
+    for thread in threading.enumerate():
+        # They have no name but that of what they do: a context's `run`.
+        if thread.name.endswith("(run)") and not thread.daemon:
+            thread.join(_PATIENCE_SECONDS)
 
 
 def restore(

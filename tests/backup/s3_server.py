@@ -27,13 +27,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.ports import free_ports
+
 ACCESS_KEY: Final = "TESTSADMINKEY"
 SECRET_KEY: Final = "tests-only-admin-secret-4f8a1c6b"
 READER_KEY: Final = "TESTSREADERKEY"
 READER_SECRET: Final = "tests-only-reader-secret-9d2e7f30"
 REGION: Final = "us-east-1"
 _PARTS: Final = ("master", "filer", "volume", "s3", "admin")
-_START_SECONDS: Final = 30
+_START_SECONDS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class S3Server:
 def running_s3_server(program: str) -> Iterator[S3Server]:
     """Run a server of its own in a folder of its own, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="holdfast-s3-"))
-    tls_port, *ports = _free_ports(2 * len(_PARTS) + 1)
+    tls_port, *ports = free_ports(2 * len(_PARTS) + 1)
     chosen = dict(zip(_PARTS, ports, strict=False))
     certificate, key = _write_certificate(folder)
     command = [program, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
@@ -104,16 +106,6 @@ def running_s3_server(program: str) -> Iterator[S3Server]:
         process.send_signal(signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _write_identities(folder: Path) -> Path:
@@ -271,7 +263,7 @@ class CuttableLine:
             with self._lock:
                 self._connections += [caller, server]
             for ends in ((caller, server, "up"), (server, caller, "down")):
-                thread = threading.Thread(target=self._carry, args=ends)
+                thread = threading.Thread(target=self._carry, args=ends, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
@@ -320,7 +312,7 @@ def cuttable_line(endpoint_url: str) -> Iterator[CuttableLine]:
     """Relay to a server in threads until the block ends."""
     parts = urlsplit(endpoint_url)
     line = CuttableLine((str(parts.hostname), int(parts.port or 0)))
-    thread = threading.Thread(target=line.run)
+    thread = threading.Thread(target=line.run, daemon=True)
     thread.start()
     try:
         yield line

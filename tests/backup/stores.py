@@ -1,5 +1,6 @@
 """An installation with several stores: folders that can go away and come back."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from backend.services.pruning_service import get_pruning_service
 from backend.services.scheduler_service import SchedulerService
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service
+from tests.backup.promises import wait_for_copies
 from tests.conftest import Service, clear_caches
 
 NAMES = ("first", "second", "third")
@@ -37,8 +39,9 @@ class Folders:
 
 
 def use_stores(monkeypatch: pytest.MonkeyPatch, *urls: str | Path) -> None:
-    """Start again with these stores."""
+    """Start again with these stores; what an earlier test could not copy is not due here."""
     monkeypatch.setenv("BACKUP_URL", ",".join(map(str, urls)))
+    get_store_service.cache_clear()
     clear_caches()
     get_setup_service().open()
 
@@ -54,7 +57,14 @@ def folders(
     sqlite_service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Folders]:
     yield use_folders(monkeypatch, tmp_path, 2)
+    wait_for_copies()
     get_store_service().sync_due.clear()
+
+
+def lose(folder: Path) -> None:
+    """Have a store lost, with what is being copied there."""
+    wait_for_copies()
+    shutil.rmtree(folder)
 
 
 def delete(backup_id: UUID) -> None:
@@ -88,7 +98,12 @@ def are_alike(folders: Folders) -> bool:
 
 @contextmanager
 def away(folder: Path) -> Iterator[None]:
-    """Have a store away, as a disk that is not mounted: something else lies in its place."""
+    """
+    Have a store away, as a disk that is not mounted: something else lies in its place.
+
+    What begins before, or meanwhile, is done before it goes, or comes back.
+    """
+    wait_for_copies()
     aside = folder.with_name(f"{folder.name}-aside")
     if folder.exists():
         folder.rename(aside)
@@ -96,6 +111,7 @@ def away(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        wait_for_copies()
         folder.unlink()
         if aside.exists():
             aside.rename(folder)

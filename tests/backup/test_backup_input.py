@@ -57,13 +57,16 @@ def test_an_id_that_is_none_reaches_no_file(
 
 @SQLITE
 def test_an_id_that_names_nothing_is_not_found(client: TestClient, admin: Headers) -> None:
+    answers = []
     for method, tail in ONE_BACKUP:
         hold = {"until": None} if method == "PUT" else None
-        answer = client.request(method, f"{PATH}/{ABSENT}{tail}", json=hold, headers=admin)
-        refused(answer, 404, "not_found")
+        answers.append(client.request(method, f"{PATH}/{ABSENT}{tail}", json=hold, headers=admin))
     for fields in ({"dry_run": True}, {"confirm": True}):
         body: dict[str, Any] = {"backup_id": str(ABSENT), **fields}
-        refused(client.post(f"{PATH}/restore", json=body, headers=admin), 404, "not_found")
+        answers.append(client.post(f"{PATH}/restore", json=body, headers=admin))
+    for answer in answers:
+        refused(answer, 404, "not_found")
+        assert answer.json()["detail"] == f"no backup has the id {ABSENT}"
 
 
 @SQLITE

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import stat
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,6 +30,8 @@ from backend.services.pruning_service import get_pruning_service
 from backend.services.restore_service import get_restore_service
 from backend.services.schema_service import get_schema_service
 from backend.services.setup_service import get_setup_service
+from tests.backup.beside import beside
+from tests.backup.promises import wait_until
 from tests.conftest import ADMIN, Service, clear_caches
 from tests.privacy.people import booking, dump, plant
 
@@ -110,7 +112,9 @@ def test_the_record_and_the_manifest_say_what_was_stored(service: Service) -> No
     assert first.location == str(service.folder / "backups" / f"{first.id}.hfb")
     assert abs(datetime.now(UTC) - first.created_at) < timedelta(minutes=1)
     manifest = get_archive_service().manifest(first.id)
-    # The record of the backup itself is in it already: it exists before the first byte.
+    # The record of the backup itself is in it already, and that it has begun: they exist before
+    # the first byte.
+    counts["audit_events"] += 1
     assert manifest.tables == counts | {"backup_records": 1}
     assert (manifest.label, manifest.engine) == ("one", service.engine)
     assert manifest.schema_revision == get_schema_service().wanted
@@ -125,46 +129,36 @@ def test_the_record_and_the_manifest_say_what_was_stored(service: Service) -> No
 
 
 def test_a_backup_beside_writers_never_holds_half_a_transaction(service: Service) -> None:
-    stop = threading.Event()
     written: list[str] = []
-    failed: list[Exception] = []
+    records: list[BackupRecord] = []
 
     def write(name: str) -> None:
-        try:
-            while not stop.is_set():
-                pair = f"{name}-{len(written)}"
-                with session_scope() as session:
-                    for _half in range(2):
-                        now = datetime.now(UTC)
-                        session.add(Feedback(rating=1, submitted_at=now, comment=pair))
-                        session.flush()
-                written.append(pair)
-                stop.wait(0.002)
-        except Exception as err:  # noqa: BLE001 - told below
-            failed.append(err)
+        pair = f"{name}-{len(written)}"
+        with session_scope() as session:
+            for _half in range(2):
+                now = datetime.now(UTC)
+                session.add(Feedback(rating=1, submitted_at=now, comment=pair))
+                session.flush()
+        written.append(pair)
+        time.sleep(0.002)
 
-    writers = [threading.Thread(target=write, args=(name,)) for name in ("a", "b")]
-    for writer in writers:
-        writer.start()
-    records, meanwhile = [], 0
-    for wanted in (5, 10, 15):
-        while len(written) < wanted and not failed:
-            time.sleep(0.005)
+    def wait_for_writer(*_progress: int) -> None:
         before = len(written)
-        records.append(_create())
-        meanwhile += len(written) - before
-    stop.set()
-    for writer in writers:
-        writer.join()
+        wait_until(lambda: failed or len(written) > before)
+
+    with beside(partial(write, "a"), partial(write, "b")) as failed:
+        for _ in range(3):
+            wait_for_writer()
+            # In the midst of it, too: a quick backup would meet none.
+            records.append(get_backup_service().create(COMMAND_LINE, progress=wait_for_writer))
     assert failed == []
-    assert meanwhile > 0
     found = []
     for record in records:
         with _opened(record) as built, session_scope(built, read_only=True) as session:
             halves = Counter(session.scalars(select(Feedback.comment)))
         assert set(halves.values()) == {2}
         found.append(len(halves))
-    assert 5 <= found[0] <= found[1] <= found[2] <= len(written)
+    assert 0 < found[0] < found[1] < found[2] <= len(written)
 
 
 def test_verify_proves_a_backup_and_leaves_nothing_beside_the_database(service: Service) -> None:
@@ -319,7 +313,11 @@ def test_making_and_deleting_are_in_the_audit_trail(client: TestClient, admin: H
     with session_scope(read_only=True) as session:
         events = list(session.scalars(select(AuditEvent).order_by(AuditEvent.id)))
     acts = [event for event in events if event.action.startswith("backup_")]
-    assert [event.action for event in acts] == ["backup_created"] * 2 + ["backup_deleted"]
+    assert [(event.action, event.outcome) for event in acts] == [
+        (action, outcome)
+        for action in ("backup_created", "backup_created", "backup_deleted")
+        for outcome in ("begun", "done")
+    ]
     assert [json.loads(str(event.detail))["backup"] for event in acts] == [
-        made[0]["id"], made[1]["id"], made[0]["id"],
-    ]  # fmt: skip
+        made[number]["id"] for number in (0, 0, 1, 1, 0, 0)
+    ]

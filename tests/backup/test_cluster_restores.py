@@ -13,6 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 
+from backend.backup.pgbackrest.cluster import Cluster
+from backend.backup.pgbackrest.postmaster import RunOptions
 from backend.backup.pgbackrest.says import Kind
 from backend.db_utils import session_scope
 from backend.errors import BackupDamagedError
@@ -252,7 +254,9 @@ def test_while_the_server_is_exchanged_callers_are_told_to_try_again(
     client: TestClient,
     admin: Headers,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    old, new = frozenset({"live"}), frozenset({"in full"})
     seen: list[frozenset[str]] = []
     statuses: list[int] = []
     reads: list[int] = []
@@ -271,14 +275,25 @@ def test_while_the_server_is_exchanged_callers_are_told_to_try_again(
         answer = client.get("/security/data/consent/3", headers=admin)
         reads.append(answer.status_code)
 
+    start = Cluster.start
+
+    def start_late(cluster: Cluster, options: RunOptions) -> None:
+        # A quick exchange would meet nobody.
+        wait_until(lambda: raised or all(unavailable in each for each in (statuses, reads)))
+        start(cluster, options)
+
+    unavailable = HTTPStatus.SERVICE_UNAVAILABLE
     with beside(read, only_read) as raised:
+        monkeypatch.setattr(Cluster, "start", start_late)
+        wait_until(lambda: raised or (old in seen and reads))
         body = {"backup_id": str(installation.backups[Kind.FULL]), "confirm": True}
         answer = client.post("/security/backup/restore", json=body, headers=admin)
+        wait_until(lambda: raised or (new in seen and reads[-1] == HTTPStatus.OK))
     assert (raised, answer.status_code) == ([], HTTPStatus.OK)
-    both = {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}
+    both = {HTTPStatus.OK, unavailable}
     assert set(statuses) == set(reads) == both
     assert statuses[-1] == reads[-1] == HTTPStatus.OK
-    assert set(seen) == {frozenset({"live"}), frozenset({"in full"})}
+    assert set(seen) == {old, new}
     # Connections that were ended, that of the lock among them, are no news.
     assert [each for each in caplog.records if each.name.startswith("sqlalchemy")] == []
     # One that was dropped without being closed warns here, and not in another test.

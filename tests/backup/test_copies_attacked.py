@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from backend.backup.storage import LocalStore, Store
 from backend.crypto.keyring import RootKey, parse_key
 from backend.db_utils import session_scope
 from backend.errors import BackupDamagedError, HoldfastError
@@ -26,12 +27,11 @@ from backend.services.reference_service import reference_to
 from backend.services.rotation_service import get_rotation_service
 from backend.services.setup_service import get_setup_service
 from backend.services.store_service import get_store_service, using_store
-from tests.backup.promises import back_up, erase, is_there, wait_until
-from tests.backup.stores import Folders, are_alike, away, entries, objects, use_folders
+from tests.backup.promises import back_up, erase, is_there, wait_for_copies
+from tests.backup.stores import Folders, are_alike, away, entries, lose, objects, use_folders
 from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
 
 OLD_ID = RootKey(parse_key(KEY)).key_id.hex()
-BIG_BYTES = 64 * 1024 * 1024
 JANE = "jane@example.com"
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_header_does_not_reach_a_copy_with_a_rotation(
     _configure(monkeypatch, OTHER_KEY, KEY)
     get_rotation_service().rotate(COMMAND_LINE)
     # As it is where the copy was away during the rotation.
-    shutil.rmtree(folders.second)
+    lose(folders.second)
     old.rename(folders.second)
     (folders.first / f"{backup_id}.key").write_bytes(os.urandom(4096))
     get_backup_service().copy()
@@ -188,9 +188,7 @@ def test_an_erasure_that_is_taken_back_is_in_no_copy(folders: Folders) -> None:
 
     with pytest.raises(_TakenBackError):
         erase_and_fail()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(5)
+    wait_for_copies()
     assert is_there(jane)
     assert entries(folders.second) == set()
 
@@ -201,19 +199,26 @@ def test_an_erasure_that_is_refused_during_a_sync_is_not_carried_out_after_all(
     folders = use_folders(monkeypatch, tmp_path, 3)
     jane = sqlite_service.user(JANE)
     with away(folders.second):
-        backup_id = back_up()
-    # What takes a while to be copied to the second store, before the third one is looked at.
-    with (folders.first / f"{backup_id}.zst.gpg").open("wb") as large:
-        large.truncate(BIG_BYTES)
+        back_up()
+    begun, go_on, copy_from = threading.Event(), threading.Event(), LocalStore.copy_from
+
+    def copy_slowly(store: LocalStore, name: str, source: Store) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        copy_from(store, name, source)
+
+    # It is at the second store, and has not looked at the third one yet.
+    monkeypatch.setattr(LocalStore, "copy_from", copy_slowly)
     copying = threading.Thread(target=get_backup_service().copy)
     copying.start()
-    wait_until(lambda: folders.second.is_dir() and list(folders.second.glob(".partial-*")))
+    assert begun.wait(60)
     with session_scope() as session:
         ref = reference_to(session, session.get_one(User, jane).uid)
         entry = get_ledger_service().enter(
             session, LedgerKind.ERASE, ref, COMMAND_LINE, at=datetime.now(UTC)
         )
         # The database takes its time, and refuses.
+        go_on.set()
         copying.join()
         get_ledger_service().withdraw_object(entry)
         session.rollback()
@@ -244,7 +249,7 @@ def test_notes_of_deleted_backups_are_believed_after_a_rotation_whichever_store_
     get_rotation_service().disable(OLD_ID, COMMAND_LINE)
     _configure(monkeypatch, OTHER_KEY)
     assert _breaks() == []
-    shutil.rmtree(folders.first)
+    lose(folders.first)
     get_backup_service().copy()
     assert _breaks() == []
 

@@ -28,6 +28,7 @@ from tests.privacy.people import (
     payment,
     person_hold,
     plant,
+    retire,
     without,
 )
 
@@ -44,6 +45,7 @@ def _retire_answers_of_a_month() -> None:
             session, COMMAND_LINE, "feedback", Period.parse("P30D"), RetentionAction.DELETE,
             enabled=True,
         )  # fmt: skip
+    retire()
 
 
 def _change_at_random(service: Service, chance: Random, people: list[int]) -> None:

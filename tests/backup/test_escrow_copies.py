@@ -16,6 +16,7 @@ from backend.services.checkpoint_service import is_checkpoint
 from tests.backup.gpg_keys import Keyring, keyring
 from tests.backup.lives import Configure, acts, configured, create, names, parts_of, remove
 from tests.conftest import ADMIN, Run, Service
+from tests.services.trail import refuse_events, take_events_again
 
 __all__ = ["configured"]  # a fixture
 pytest.importorskip("gnupg", reason="python-gnupg is not installed")
@@ -149,9 +150,15 @@ def test_a_copy_is_written_for_who_asks_and_never_over_a_file(
     absent = "11111111-2222-3333-4444-555555555555"
     for unknown in (absent, "../../etc/passwd"):
         assert run("backup", "copy", unknown, "-o", out, "--recipient", recipient).code == 2
-    assert not out.exists()
+    refuse_events()
+    assert run("backup", "copy", backup_id, "-o", out, "--recipient", recipient).code == 1
+    take_events_again()
+    assert (list(tmp_path.glob("*copy*")), acts("backup_copied")) == ([], [])
     done = run("backup", "copy", backup_id, "-o", out, "--recipient", recipient)
     assert done.code == 0, done.err
+    assert acts("backup_copied") == ["begun", "done"]
+    told = run("audit", "list", "--action", "backup_copied", "--json").json["items"]
+    assert {each["detail"]["recipient"] for each in told} == {done.out.split()[-1]}
     assert auditor.open(out.read_bytes()).returncode == 0
     assert out.stat().st_mode & 0o777 == 0o600
     before = out.read_bytes()

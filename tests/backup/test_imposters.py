@@ -317,7 +317,7 @@ def test_what_is_no_plain_file_does_not_stop_the_sweeping(tmp_path: Path, put: D
     put(partial)
     sweeper = Thread(target=lambda: swept.append(_swept(tmp_path)), daemon=True)
     sweeper.start()
-    sweeper.join(1)
+    sweeper.join(60)
     if waits := sweeper.is_alive():
         # Whoever opens the other end lets it go on.
         os.close(os.open(partial, os.O_WRONLY))

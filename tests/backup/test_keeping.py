@@ -148,8 +148,8 @@ def test_a_dry_run_says_what_the_run_then_does_and_changes_nothing(
     left = {name.split(".")[0] for name in files(sqlite_service) if not name.endswith(".gone.json")}
     assert left == set(map(str, stay))
     with session_scope(read_only=True) as session:
-        acts = select(AuditEvent.action).where(AuditEvent.action == "backups_pruned")
-        assert len(session.scalars(acts).all()) == 1
+        acts = select(AuditEvent.outcome).where(AuditEvent.action == "backups_pruned")
+        assert session.scalars(acts.order_by(AuditEvent.id)).all() == ["begun", "done"]
 
 
 def test_a_note_of_what_was_deleted_is_kept_as_long_as_it_may_be_missed(

@@ -17,7 +17,7 @@ from backend.services.backup_service import get_backup_service
 from backend.services.certificate_service import get_certificate_service
 from backend.services.rotation_service import get_rotation_service
 from backend.services.setup_service import get_setup_service
-from tests.backup.aftermath import fill, people
+from tests.backup.aftermath import fill, people, settle
 from tests.backup.commands import Commands, running_commands
 from tests.conftest import KEY, OTHER_KEY, Service, clear_caches
 from tests.privacy.people import booking, cells_in_plain, dump, keys_of
@@ -68,10 +68,11 @@ def test_a_killed_erasure_changed_nothing_or_is_finished_at_the_next_start(
 def test_an_erasure_killed_once_it_was_promised_is_finished_at_the_next_start(
     sqlite_service: Service, commands: Commands
 ) -> None:
-    sqlite_service.add(*(booking(2, NOW.date()) for _ in range(1500)))
+    sqlite_service.add(*(booking(2, NOW.date()) for _ in range(15)))
     before = keys_of(dump(), 2)
-    # The object is durable before the first row goes, and 1500 rows take a while.
-    assert commands.kill("erase", "2", at=lambda: _entries(sqlite_service)).killed
+    # The object is durable before the first row goes; here all are gone, and not committed.
+    assert commands.end("erase", "2", at_path=("link", "DELETE", "do_commit")).killed
+    assert len(_entries(sqlite_service)) == 1
     assert keys_of(dump(), 2) == before
     get_setup_service().prepare()
     _assert_gone(2)
@@ -81,9 +82,10 @@ def test_an_erasure_killed_once_it_was_promised_is_finished_at_the_next_start(
 def test_an_erasure_killed_before_its_scan_ended_is_done_and_has_a_certificate_that_says_so(
     service: Service, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The scan reads all of these; the erasure does not.
-    service.add(*(booking(2, NOW.date(), staff_notes=f"late words {n}") for n in range(900)))
-    assert commands.kill("erase", "3", at=lambda: _erasures() == [False]).killed
+    # Once it is committed, what is changed next is its certificate: the scan has ended then.
+    assert commands.end("erase", "3", at_path=("link", "do_commit", "UPDATE")).killed
+    settle(service)
+    assert _erasures() == [False]
     get_setup_service().prepare()
     _assert_gone(3)
     assert _erasures() == [False]

@@ -19,6 +19,7 @@ from tests.backup.aftermath import (
     people,
     records,
     running_without_manifest,
+    settle,
     start_again,
     while_it_is_built,
 )
@@ -44,6 +45,7 @@ def test_a_killed_backup_is_whole_or_none_and_the_next_start_clears_up(
 ) -> None:
     before, failed = people(), 0
     for _ in killed_at_random(commands, "backup", "create", carried=carried):
+        settle(filled)
         listed_are_whole()
         failed += len(running_without_manifest())
         start_again(filled)
@@ -52,6 +54,7 @@ def test_a_killed_backup_is_whole_or_none_and_the_next_start_clears_up(
     # Its header lies in the store then, and it has no manifest yet.
     ended = commands.end("backup", "create", at_path=("link", "link"), carried=carried)
     assert ended.killed
+    settle(filled)
     assert leftovers(filled) != []
     assert records()[0].status is BackupStatus.RUNNING
     assert "recovered" in commands.run("init").said
@@ -80,7 +83,8 @@ def test_a_killed_proof_leaves_the_backup_as_it_was_and_nothing_beside(
         assert records()[0].error is None
         assert people() == before
     proof = ("backup", "verify", backup_id)
-    assert commands.kill(*proof, **while_it_is_built(filled), carried=carried).killed
+    assert commands.end(*proof, **while_it_is_built(filled), carried=carried).killed
+    settle(filled)
     assert leftovers(filled) != []
     assert "recovered" in commands.run("init").said
     assert leftovers(filled) == []
@@ -123,6 +127,7 @@ def test_a_backup_that_was_being_deleted_is_whole_or_gone(
     going = shelf.ids[:-1] if act == "prune" else shelf.ids[:1]
     arguments = ["backup", act] + ([str(going[0])] if act == "delete" else [])
     for _ in killed_at_random(commands, *arguments, BACKUP_KEEP_LAST="1"):
+        settle(filled)
         there, noted = set(shelf.whole()), shelf.noted()
         assert set(shelf.ids) - there <= noted <= set(going)
         start_again(filled)

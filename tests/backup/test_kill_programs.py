@@ -90,7 +90,7 @@ def test_a_worker_ends_by_itself_when_its_parent_is_killed_and_gives_the_lock_ba
     refused = commands.end(*CREATE)
     assert (refused.code, "another backup or restore is running" in refused.said) == (2, True)
     os.kill(worker, signal.SIGCONT)
-    wait_until(lambda: not is_running(worker), seconds=2)
+    wait_until(lambda: not is_running(worker))
     start_again(filled)
     assert (only_record().status, only_record().error) == (BackupStatus.FAILED, "interrupted")
     commands.run(*CREATE, carried=True)
@@ -126,7 +126,7 @@ def test_an_interrupted_backup_has_failed_and_left_nothing(
         os.kill(process, signal.SIGINT)
     os.kill(worker, signal.SIGCONT)
     assert commands.wait().code != 0
-    wait_until(lambda: not is_running(worker), seconds=2)
+    wait_until(lambda: not is_running(worker))
     assert (only_record().status, only_record().error) == (BackupStatus.FAILED, "KeyboardInterrupt")
     assert leftovers(filled) == []
 

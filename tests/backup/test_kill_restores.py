@@ -19,6 +19,7 @@ from tests.backup.aftermath import (
     leftovers,
     people,
     rename,
+    settle,
     start_again,
     while_it_is_built,
 )
@@ -61,6 +62,7 @@ def test_a_killed_restore_leaves_the_old_database_or_the_new_one_whole(
     restore = ("backup", "restore", backup(), "--confirm")
     kept, new = kept_databases(filled), people()
     for _ in killed_at_random(commands, *restore, carried=carried):
+        settle(filled)
         (found,) = hotels()
         assert_sound(filled)
         if found == "saved":
@@ -71,7 +73,8 @@ def test_a_killed_restore_leaves_the_old_database_or_the_new_one_whole(
             assert people() == old
         start_again(filled)
         assert people() == old
-    assert commands.kill(*restore, **while_it_is_built(filled), carried=carried).killed
+    assert commands.end(*restore, **while_it_is_built(filled), carried=carried).killed
+    settle(filled)
     assert leftovers(filled) != []
     assert people() == old
     assert "recovered" in commands.run("init").said
@@ -92,6 +95,7 @@ def test_a_restore_killed_in_its_swap_has_swapped_or_has_not(
         rename("live")
         old = people()
         assert commands.end(*restore, at_path=acts[:number]).killed
+        settle(filled)
         assert people() == (new if number == len(acts) else old)
         assert_sound(filled)
         start_again(filled)
@@ -110,12 +114,10 @@ def test_a_start_that_is_killed_while_it_clears_up_is_made_up_for_by_the_next(
     sqlite_service: Service, commands: Commands
 ) -> None:
     fill()
-    logs = (".holdfast-scratch-*-wal", ".holdfast-scratch-*-journal")
-    killed = commands.kill(
-        "backup", "restore", backup(), "--confirm",
-        at=lambda: [found for log in logs for found in sqlite_service.folder.glob(log)],
-    )  # fmt: skip
-    assert killed.killed
+    restore = ("backup", "restore", backup(), "--confirm")
+    # It is built, and promises are kept in it that are not committed.
+    assert commands.end(*restore, at_path=("write", "DELETE", "do_commit")).killed
+    assert list(sqlite_service.folder.glob(".holdfast-scratch-*-journal")) != []
     assert commands.end("init", at_path=("unlink", "unlink")).killed
     commands.run("init")
     assert leftovers(sqlite_service) == []
@@ -128,7 +130,9 @@ def test_a_restore_to_a_file_that_was_killed_leaves_no_copy_of_peoples_data_ther
     backup_id, target = backup(), tmp_path / "elsewhere" / "look.db"
     target.parent.mkdir()
     command = ("backup", "restore", backup_id, "--to", str(target))
-    assert commands.kill(*command, at=lambda: any(target.parent.iterdir())).killed
+    # The first note says where it will be, and the second write fills it.
+    assert commands.end(*command, at_path=("write", "write", "DELETE")).killed
+    assert any(target.parent.iterdir())
     assert not target.exists()
     commands.run("init")
     assert list(target.parent.iterdir()) == []

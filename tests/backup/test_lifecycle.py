@@ -270,5 +270,5 @@ def test_a_backup_that_cannot_begin_is_told_to_who_does_not_wait(sqlite_service:
 
     caller = threading.Thread(target=start, daemon=True)
     caller.start()
-    caller.join(timeout=1)
+    caller.join(timeout=60)
     assert len(raised) == 1

@@ -36,11 +36,11 @@ def a_backup_running() -> Iterator[None]:
 
     def hold(_record: BackupRecord) -> None:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(600)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(get_backup_service().create, COMMAND_LINE, begun=hold)
-        assert begun.wait(30)
+        assert begun.wait(60)
         try:
             yield
         finally:

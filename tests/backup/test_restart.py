@@ -6,7 +6,6 @@ And its first database, which is called as the server's own, is one like any oth
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from tests.conftest import (
     postgres_programs,
     set_environment,
 )
+from tests.ports import free_port
 from tests.privacy.people import many_rows
 
 _NOBODY: Final = 65534
@@ -70,9 +70,7 @@ def server() -> Iterator[OwnServer]:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-pg-"))
     if os.getuid() == 0:
         os.chown(folder, _NOBODY, _NOBODY)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = OwnServer(programs, folder, probe.getsockname()[1])
+    server = OwnServer(programs, folder, free_port())
     server.control("init", "-o", "-U postgres -A trust --no-sync")
     options = {
         "listen_addresses": "127.0.0.1",

@@ -108,7 +108,9 @@ def test_consent_stands_as_it_was_decided_last(service: Service) -> None:
         assert [event.granted for event in history] == [True, False]
 
 
-def test_retention_is_applied_with_the_policies_and_holds_of_now(service: Service) -> None:
+def test_retention_is_applied_as_at_the_last_run_with_the_holds_of_now(
+    service: Service,
+) -> None:
     jane, joe = plant("A"), plant("B")
     backup_id = back_up()
     # 30 days: both a person's answers are due, the one of 100 days ago under this policy only.
@@ -118,6 +120,7 @@ def test_retention_is_applied_with_the_policies_and_holds_of_now(service: Servic
             enabled=True,
         )  # fmt: skip
         session.add(person_hold(joe.id))
+    retire()
     restored = restore(backup_id)
     assert restored.reapplied.retention > 2
     with session_scope(read_only=True) as session:

@@ -97,7 +97,7 @@ def test_of_many_writers_of_one_name_exactly_one_wins(store: LocalStore, folder:
     together = threading.Barrier(6)
 
     def write(number: int) -> None:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         try:
             _write(store, "a.hfb", str(number).encode() * 1000)
         except ConflictError as err:

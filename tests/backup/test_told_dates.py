@@ -63,7 +63,8 @@ def expiry(erasure_id: UUID) -> datetime:
 
 
 def near(moment: datetime, expected: datetime) -> bool:
-    return abs(moment - expected) < timedelta(seconds=30)
+    # Days are told apart; how long the test takes decides nothing.
+    return abs(moment - expected) < timedelta(hours=1)
 
 
 def test_a_certificate_names_the_backups_that_there_were(

@@ -78,5 +78,5 @@ def test_a_process_whose_parent_is_killed_ends_though_it_waits_for_the_dump(
             os.kill(worker, signal.SIGCONT)
             wait_until(lambda: list(Path(address.url).glob(".partial-*")))
             parent.kill()
-        wait_until(lambda: not is_running(worker), seconds=2)
+        wait_until(lambda: not is_running(worker))
         assert LocalStore(address.url).sweep() == 1

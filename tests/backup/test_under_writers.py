@@ -57,7 +57,7 @@ class Till:
     def wait_for(self, more: int) -> None:
         with self._changed:
             wanted = self.done + more
-            assert self._changed.wait_for(lambda: self.done >= wanted, timeout=30)
+            assert self._changed.wait_for(lambda: self.done >= wanted, timeout=120)
 
 
 def balance(engine: Engine) -> int:

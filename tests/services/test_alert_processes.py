@@ -47,7 +47,7 @@ def test_of_processes_that_tell_at_once_one_tells_each(
     told: list[int] = []
 
     def tell() -> None:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         told.append(AlertService().tell())
 
     threads = [threading.Thread(target=tell) for _ in range(together.parties)]
@@ -89,7 +89,7 @@ def test_what_a_killed_process_was_telling_is_told_again_by_the_same_id(
     )
     receiver.wait()
     process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert process.wait(timeout=60) == -signal.SIGKILL
     assert (_alerts()[0].attempts, _alerts()[0].sent_at) == (1, None)
     receiver.answer = lambda _received: 204
     assert AlertService().tell() == 0, "it might still be at it"

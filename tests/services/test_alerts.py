@@ -1,7 +1,6 @@
 """Alerts: once a day each, and told to the webhook signed, again and again, until it takes them."""
 
 import base64
-import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from backend.services.alert_service import get_alert_service
 from backend.services.scheduler_service import Job, SchedulerService
 from backend.settings import get_settings
 from tests.conftest import Service
+from tests.ports import free_port
 from tests.services.webhook_receiver import (
     CANARY,
     ELSEWHERE,
@@ -129,12 +129,11 @@ def test_the_webhook_is_told_what_a_receiver_can_check_and_nothing_of_anybody(
 
 
 def _refuse(_receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        set_webhook(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}/{CANARY}")
+    set_webhook(monkeypatch, f"http://127.0.0.1:{free_port()}/{CANARY}")
 
 
-def _hang(receiver: Receiver, _monkeypatch: pytest.MonkeyPatch) -> None:
+def _hang(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_SECONDS", 0.2)
     receiver.answer = receiver.hang
 
 
@@ -160,7 +159,8 @@ BROKEN: Final = {
 def test_what_was_not_taken_is_told_again_after_longer_and_longer_pauses(
     service: Service, receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
-    monkeypatch.setattr(webhook, "_SECONDS", 0.2)
+    # Of those that answer, none is given up: it may take its time.
+    monkeypatch.setattr(webhook, "_SECONDS", 60)
     BROKEN[error](receiver, monkeypatch)
     _raise()
     for attempt in range(1, 4):
@@ -172,6 +172,7 @@ def test_what_was_not_taken_is_told_again_after_longer_and_longer_pauses(
         assert _alerts()[0].attempts == attempt, "the pause is not over"
         clock.advance(seconds=1)
     receiver.answer = lambda _received: 200
+    monkeypatch.setattr(webhook, "_SECONDS", 60)
     set_webhook(monkeypatch, receiver.url)
     assert _tell() == 1
     (alert,) = _alerts()

@@ -163,7 +163,7 @@ def beside(first: Callable[[Session], object], second: Callable[[], object]) -> 
         first(session)
         thread.start()
         thread.join(PATIENCE_SECONDS)
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     return raised
 

@@ -2,13 +2,24 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
 from backend.db_utils import session_scope
-from backend.models import AuditEvent, Booking, Feedback, InactivityNotice, JobRun, JobStatus
+from backend.models import (
+    AuditEvent,
+    Booking,
+    DataRetentionLog,
+    Feedback,
+    InactivityNotice,
+    Installation,
+    JobRun,
+    JobStatus,
+    RetentionStatus,
+)
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.brake_service import BrakeError, get_brake_service
@@ -164,14 +175,39 @@ def test_a_restore_retires_by_a_shortened_policy_once_that_was_confirmed(
     assert rows_left() == 0
 
 
-def test_a_restore_does_not_empty_a_table_by_a_policy_that_never_ran(service: Service) -> None:
+def test_a_restore_takes_nothing_by_a_policy_that_never_ran(service: Service) -> None:
+    service.add(people.booking(None, (TODAY - 5000 * DAY).date()))
+    get_backup_service().create(COMMAND_LINE)
+    # Nobody has seen more of it than what a dry run says.
+    apply(dry_run=True, data_type="booking", now=datetime.now(UTC))
+    assert restore() == 0
+    assert [row["anonymized_at"] for row in dump()["bookings"].values()] == [None]
+    apply(data_type="booking", now=datetime.now(UTC))
+    assert restore() == 1
+    assert all(row["anonymized_at"] for row in dump()["bookings"].values())
+
+
+def test_without_the_log_of_runs_a_restore_applies_what_is_not_much(service: Service) -> None:
     add(30, days=400)
     service.add(people.booking(None, (TODAY - 5000 * DAY).date()))
     get_backup_service().create(COMMAND_LINE)
+    with session_scope() as session:
+        # As on a new machine: what has run since the backup, nobody knows there.
+        session.execute(update(Installation).values(id=uuid4()))
     # One booking is not many; thirty of thirty rows are.
     assert restore() == 1
     assert rows_left() == 30
     assert all(row["anonymized_at"] for row in dump()["bookings"].values())
+
+
+def test_what_a_run_that_was_cut_short_has_removed_does_not_come_back(service: Service) -> None:
+    add(2, days=400)
+    get_backup_service().create(COMMAND_LINE)
+    apply(now=datetime.now(UTC))
+    with session_scope() as session:
+        session.execute(update(DataRetentionLog).values(status=RetentionStatus.INTERRUPTED))
+    assert restore() == 2
+    assert rows_left() == 0
 
 
 @pytest.mark.parametrize("period", ["P365D", "off"])

@@ -241,7 +241,7 @@ def test_two_runs_at_once_do_each_other_no_harm_and_their_logs_add_up(
     together, raised, runs = threading.Barrier(2), list[Exception](), list[RetentionRun]()
 
     def work() -> None:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         try:
             runs.append(apply())
         except Exception as err:  # noqa: BLE001 - looked at below

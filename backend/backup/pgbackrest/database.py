@@ -14,6 +14,7 @@ from typing import Final
 
 from sqlalchemy import URL, Engine, text
 
+from backend.backup.database import Still
 from backend.backup.pgbackrest import roles, swap
 from backend.backup.pgbackrest.cluster import Cluster
 from backend.backup.pgbackrest.private_server import PrivateServer, private_server
@@ -115,7 +116,7 @@ class ClusterDatabase:
         with built.connect() as connection:
             connection.execute(text("SELECT 1"))
 
-    def swap(self, built: Engine, at: datetime) -> str:
+    def swap(self, built: Engine, at: datetime, still: Still) -> str:
         """Put the restored cluster in the place of the live one; see `swap`."""
         directory, server, stack = self._running[built]
         built.dispose()
@@ -126,7 +127,8 @@ class ClusterDatabase:
         # From here on it may be the old cluster that lies in this directory.
         del self._running[built]
         try:
-            return str(swap.swap(self._cluster, directory, at))
+            with still():
+                return str(swap.swap(self._cluster, directory, at))
         except BaseException:
             if not swap.is_unfinished(self._cluster):
                 self._cluster.clear_directory(directory)
