@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from backend.errors import HoldfastError, UnavailableError
 from backend.models import BackupStatus
+from backend.services import transfer_service
 from backend.services.audit_service import COMMAND_LINE
 from backend.services.backup_service import get_backup_service
 from backend.services.restore_service import get_restore_service
@@ -106,6 +107,8 @@ def url(server: OwnServer, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def service(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
     set_environment(monkeypatch, folder, url)
+    # A process that carries the bytes goes on while it is told how many went through.
+    monkeypatch.setattr(transfer_service, "SMALL_BYTES", 1 << 40)
     get_setup_service().open()
     return Service(folder, "postgresql", url)
 
