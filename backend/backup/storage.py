@@ -137,16 +137,24 @@ class LocalStore:
         except FileExistsError as err:
             # Something else lies there; `create` would take it for an object of its name.
             raise _unwritable(err) from err
-        partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        partial, file = self._begin_partial()
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                # Says to `sweep` that its writer lives.
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with file:
                 yield partial, file
         finally:
             partial.unlink(missing_ok=True)
         self._sync_folder()
+
+    def _begin_partial(self) -> tuple[Path, BinaryIO]:
+        while True:
+            partial = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            file = os.fdopen(descriptor, "wb")
+            # Says to `sweep` that its writer lives; one may have come in between.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return partial, file
+            file.close()
 
     def copy_from(self, name: str, source: Store) -> None:
         with source.open(name) as file, self.create(name) as copy:

@@ -1,5 +1,6 @@
 """The store shows an object whole or not at all, to its owner alone, and never replaces one."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -265,6 +266,27 @@ def test_sweeping_spares_what_a_living_process_writes_and_not_once_it_was_killed
         writer.kill()
     assert store.sweep() == 1
     assert list(folder.iterdir()) == []
+
+
+def test_a_sweep_that_comes_before_the_writers_lock_costs_it_nothing(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    swept: list[int] = []
+
+    def late(file: int, how: int) -> None:
+        if not swept:
+            swept.append(0)
+            swept.append(LocalStore(str(folder)).sweep())
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with store.create("a") as file:
+        file.write(b"1")
+    assert swept == [0, 1]
+    with store.open("a") as file:
+        assert file.read() == b"1"
+    assert [path.name for path in folder.iterdir()] == ["a"]
 
 
 def test_sweeping_spares_a_writer_of_its_own_process_which_then_ends_well(
