@@ -8,20 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from backend.models import HoldScope, InactivityNotice, LegalHold, Role
+from tests.api.test_audit import Headers, ask
 from tests.conftest import Run, Service, SignIn
 from tests.privacy.people import booking, companion, plant
 from tests.services.trail import numbers, sql
 
 JANE, JOE, PHONE = "jane@example.com", "joe@example.com", "+49 30 1234567"
 HOLDS, NOTICES, FIND = "/security/holds", "/security/retention/notices", "/security/data/find"
-Headers = dict[str, str]
-
-
-def ask(client: TestClient, headers: Headers, **query: Any) -> list[dict[str, Any]]:
-    answer = client.get("/security/audit", params=query, headers=headers)
-    assert answer.status_code == 200, answer.text
-    items: list[dict[str, Any]] = answer.json()["items"]
-    return items
 
 
 def looks(client: TestClient, headers: Headers, user_id: int) -> list[tuple[str, str]]:
